@@ -1,0 +1,64 @@
+"""Packaging of mgie_jax. The default install needs neither PyTorch nor TensorFlow."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_namespace_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"', (HERE / "mgie_jax" / "__init__.py").read_text(), re.M).group(1)
+
+REQUIREMENTS = [
+    "jax>=0.10,<0.13",
+    "flax>=0.12",
+    "optax>=0.2.6",
+    "orbax-checkpoint>=0.11",
+    "transformers>=5",
+    "tokenizers",
+    "safetensors",
+    "huggingface_hub",
+    "tensorflow-datasets>=4.9.9",
+    "importlib_resources",  # tensorflow-datasets imports it without asking for it
+    "array_record; platform_system != 'Windows'",
+    "grain>=0.2.12",
+    "ml_collections",
+    "numpy",
+    "Pillow>=11",
+    "jaxtyping",
+    "tqdm",
+    "tensorboardX",
+]
+DEV = [
+    "pytest",
+    "beartype",
+    "ruff",
+    "packaging",
+    "setuptools>=64",
+    "torch==2.13.0",
+    "diffusers",
+    "accelerate",
+    "scipy",
+    "matplotlib",
+]
+
+setup(
+    name="mgie_jax",
+    version=VERSION,
+    description="MGIE, guiding instruction-based image editing via multimodal LLMs, in JAX",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_namespace_packages(include=["mgie_jax", "mgie_jax.*"], exclude=["mgie_jax.assets*"]),
+    package_data={"mgie_jax": ["assets/**/*"]},
+    install_requires=REQUIREMENTS,
+    extras_require={
+        "cuda": ["jax[cuda12]>=0.10,<0.13"],
+        "tpu": ["jax[tpu]>=0.10,<0.13"],
+        "torch": ["torch>=2.4"],
+        "demo": ["gradio"],
+        "dev": DEV,
+    },
+    entry_points={"console_scripts": ["mgie = mgie_jax.cli:main"]},
+)
