@@ -1,0 +1,158 @@
+"""`MGIEConfig` <-> the configuration files of a model directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mgie_jax.diffusion.schedule import ScheduleConfig
+from mgie_jax.models.clip import CLIPVisionConfig
+from mgie_jax.models.edit_head import EditHeadConfig
+from mgie_jax.models.llama import LlamaConfig
+from mgie_jax.models.mllm import MLLMConfig
+from mgie_jax.models.presets import MGIEConfig, SamplingConfig
+from mgie_jax.models.unet import UNetConfig
+from mgie_jax.models.vae import VAEConfig
+from mgie_jax.text.prompt import IM_PATCH, PromptConfig
+from mgie_jax.weights.configs import FIXED, check_fixed, from_fields, to_fields
+from mgie_jax.weights.tensors import ModelDirError, read_json
+
+_DIFFUSERS_VERSION = "0.31.0"  # the oldest whose classes were checked to read these files
+_SCHEDULERS = {
+    "euler_ancestral": ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "linspace"}),
+    "ddim": (
+        "DDIMScheduler",
+        {"timestep_spacing": "leading", "clip_sample": False, "set_alpha_to_one": False},
+    ),
+    "dpmpp_2m": ("DPMSolverMultistepScheduler", {"timestep_spacing": "linspace"}),
+}
+_CLIP_PREPROCESSING = {
+    "image_processor_type": "CLIPImageProcessor",
+    "do_resize": True,
+    "do_center_crop": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "do_convert_rgb": True,
+    "resample": 3,
+    "rescale_factor": 1 / 255,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+
+
+def config_files(config: MGIEConfig, dtype: str) -> dict[str, dict]:
+    """{file: fields} of every configuration file."""
+    vision, llm, diffusers = config.mllm.vision, config.mllm.llm, {"_diffusers_version": _DIFFUSERS_VERSION}
+    levels = len(config.vae.block_out_channels)
+    longest = config.prompt.model_max_length + config.sampling.max_new_tokens
+    scheduler, spacing = _SCHEDULERS[config.sampling.sampler]
+    crop = {"height": vision.image_size, "width": vision.image_size}
+    return {
+        "unet/config.json": FIXED["unet"] | diffusers | to_fields(config.unet),
+        "vae/config.json": FIXED["vae"] | diffusers | to_fields(config.vae) | {
+            "down_block_types": ["DownEncoderBlock2D"] * levels,
+            "up_block_types": ["UpDecoderBlock2D"] * levels,
+        },
+        "scheduler/scheduler_config.json": FIXED["scheduler"] | diffusers | to_fields(config.schedule)
+        | spacing | {"_class_name": scheduler},
+        "vision_tower/config.json": FIXED["vision_tower"] | to_fields(vision)
+        | {"architectures": ["CLIPVisionModel"], "torch_dtype": dtype},
+        "vision_tower/preprocessor_config.json": _CLIP_PREPROCESSING
+        | {"size": {"shortest_edge": vision.image_size}, "crop_size": crop},
+        "mllm/config.json": FIXED["mllm"] | to_fields(llm) | {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "torch_dtype": dtype,
+            "max_position_embeddings": max(2048, longest),
+            "mm_projector_type": config.mllm.mm_projector_type,
+            "mm_hidden_size": vision.hidden_size,
+            "mm_vision_select_layer": config.mllm.mm_vision_select_layer,
+            "im_patch_id": config.mllm.im_patch_id,
+        },
+        "edit_head/config.json": FIXED["edit_head"]
+        | to_fields(config.edit_head)
+        | {"architectures": ["EditHead"]},
+        # Last, because it is what makes a folder a model directory.
+        "model_index.json": diffusers | {
+            "_class_name": "MGIEPipeline",
+            "edit_head": ["mgie_jax", "EditHead"],
+            "mllm": ["transformers", "LlamaForCausalLM"],
+            "scheduler": ["diffusers", scheduler],
+            "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+            "vision_tower": ["transformers", "CLIPVisionModel"],
+            "mgie": {"prompt": to_fields(config.prompt), "sampling": to_fields(config.sampling)},
+        },
+    }  # fmt: skip
+
+
+def _im_patch_id(path: Path) -> int:
+    """From the tokenizer, for an mllm/config.json that another program wrote."""
+    file = path / "tokenizer" / "tokenizer.json"
+    added = read_json(file).get("added_tokens", [])
+    ids = [token["id"] for token in added if token.get("content") == IM_PATCH]
+    if not ids:
+        raise ModelDirError(f"{file} lacks the token {IM_PATCH}; add it to the tokenizer")
+    return ids[0]
+
+
+def _llama_fields(fields: dict, where: Path) -> dict:
+    """`fields` as transformers 4 names them, from either version."""
+    rope = fields.get("rope_parameters")  # transformers 5
+    if rope:
+        if rope.get("rope_type", "default") != "default":
+            raise ModelDirError(f"{where}: rope_type {rope['rope_type']!r} is not supported, only 'default'")
+        fields = fields | {"rope_theta": rope.get("rope_theta", 10000.0)}
+    fields = {"num_key_value_heads": fields.get("num_attention_heads")} | fields
+    llm = from_fields(LlamaConfig, fields, str(where))
+    if fields.get("head_dim") not in (None, llm.head_dim):
+        raise ModelDirError(f"{where}: head_dim is {fields['head_dim']}, supported is {llm.head_dim}")
+    # A checkpoint with tied embeddings gives both of ours the same values.
+    return fields | {"tie_word_embeddings": False}
+
+
+def load_config(path: str | Path) -> MGIEConfig:
+    """The sizes and settings of a model directory; no weights are read.
+
+    Raises:
+      ModelDirError: a file is missing, no JSON, lacks a size, or is of a network this project has not got.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise ModelDirError(f"{path} is not a folder; give the folder of a model directory")
+    if not (path / "model_index.json").is_file():
+        raise ModelDirError(f"{path} is not a model directory: it has no model_index.json")
+
+    def part(name: str, cls: type, nested: str | None = None):
+        file = path / name / ("scheduler_config.json" if name == "scheduler" else "config.json")
+        fields = read_json(file)
+        fields = (
+            fields.get(nested) or fields
+        )  # a whole CLIP's config.json holds the tower's under vision_config
+        check_fixed(name, fields, str(file))
+        return from_fields(cls, _llama_fields(fields, file) if name == "mllm" else fields, str(file)), fields
+
+    index = path / "model_index.json"
+    mgie = read_json(index).get("mgie", {})
+    llm, fields = part("mllm", LlamaConfig)
+    joint = {"mm_projector_type": "linear"} | fields  # LLaVA v1 has no name for it
+    if "im_patch_id" not in joint:
+        joint["im_patch_id"] = _im_patch_id(path)
+    joint |= {
+        "vision": to_fields(part("vision_tower", CLIPVisionConfig, "vision_config")[0]),
+        "llm": to_fields(llm),
+    }
+    try:
+        return MGIEConfig(
+            mllm=from_fields(MLLMConfig, joint, str(path / "mllm" / "config.json")),
+            edit_head=part("edit_head", EditHeadConfig)[0],
+            unet=part("unet", UNetConfig)[0],
+            vae=part("vae", VAEConfig)[0],
+            schedule=part("scheduler", ScheduleConfig)[0],
+            prompt=from_fields(PromptConfig, mgie.get("prompt", {}), f"{index}: prompt"),
+            sampling=from_fields(SamplingConfig, mgie.get("sampling", {}), f"{index}: sampling"),
+        )
+    except ModelDirError:
+        raise
+    except ValueError as error:
+        raise ModelDirError(f"{path}: the parts do not fit together: {error}") from error
