@@ -1,0 +1,79 @@
+"""What training carries from step to step, and the split into trainable and frozen trees."""
+
+import re
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from flax import struct
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Int, PyTree
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that changes during training; frozen weights are not part of it."""
+
+    step: Int[Array, ""]
+    params: PyTree
+    opt_state: PyTree
+    ema: PyTree | None
+
+
+def split_params(params: dict, trainable: Sequence[str]) -> tuple[dict, dict]:
+    """Parts a nested dict of parameters into (trainable, frozen) trees.
+
+    Args:
+        params: nested dict of arrays.
+        trainable: regular expressions, matched from the start of "a/b/c" paths.
+
+    Raises:
+        ValueError: a pattern matches no parameter.
+    """
+    flat = flatten_dict(params, sep="/")
+    for pattern in trainable:
+        if not any(re.match(pattern, path) for path in flat):
+            raise ValueError(f"trainable pattern {pattern!r} matches no parameter; top-level names: {sorted(params)}")
+    chosen = {path for path in flat if any(re.match(pattern, path) for pattern in trainable)}
+    return (
+        unflatten_dict({path: x for path, x in flat.items() if path in chosen}, sep="/"),
+        unflatten_dict({path: x for path, x in flat.items() if path not in chosen}, sep="/"),
+    )
+
+
+def merge_params(a: dict, b: dict) -> dict:
+    """The one tree of which `split_params` made two."""
+    return unflatten_dict({**flatten_dict(a), **flatten_dict(b)})
+
+
+def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """AdamW with cosine decay after linear warm-up, with one peak learning rate per side.
+
+    `config.learning_rate` maps a top-level parameter name to its peak rate; "default" serves the rest
+    (paper, section 4.1: 5e-4 for the MLLM side, 1e-4 for the diffusion side; weight decay 0).
+    """
+    rates = dict(config.learning_rate)
+
+    def adamw(peak: float) -> optax.GradientTransformation:
+        schedule = optax.warmup_cosine_decay_schedule(
+            0.0, peak, max(1, int(config.warmup * config.steps)), config.steps, peak * config.final_lr_fraction
+        )
+        return optax.adamw(schedule, b2=config.b2, weight_decay=config.weight_decay)
+
+    def labels(params: dict) -> dict:
+        return {
+            name: jax.tree.map(lambda _, n=name: n if n in rates else "default", tree) for name, tree in params.items()
+        }
+
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.multi_transform({name: adamw(rate) for name, rate in rates.items()}, labels),
+    )
+
+
+def init_state(params: dict, optimizer: optax.GradientTransformation, ema: bool) -> TrainState:
+    """A state at step 0 over the trainable tree."""
+    average = jax.tree.map(jnp.copy, params) if ema else None  # a copy: both trees are donated to the step
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
