@@ -103,9 +103,7 @@ class Transformer(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, source: Float[Array, "b m c"], target: Float[Array, "b l c"]
-    ) -> Float[Array, "b l c"]:
+    def __call__(self, source: Float[Array, "b m c"], target: Float[Array, "b l c"]) -> Float[Array, "b l c"]:
         memory = Stack(self.config, cross=False, dtype=self.dtype, name="encoder")(source)
         return Stack(self.config, cross=True, dtype=self.dtype, name="decoder")(target, memory)
 

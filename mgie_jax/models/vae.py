@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
+from flax.typing import Dtype
 from jaxtyping import Array, Float, Key
 
 from mgie_jax.models.blocks import Downsample2D, GroupNorm, ResnetBlock2D, Upsample2D
@@ -59,7 +60,7 @@ class _Attention(nn.Module):
     """Single-head self-attention over all positions, with a residual connection."""
 
     groups: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -73,7 +74,7 @@ class _Attention(nn.Module):
 class _MidBlock(nn.Module):
     channels: int
     groups: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -89,7 +90,7 @@ class _Block(nn.Module):
     layers: int
     groups: int
     resample: str | None  # "down", "up" or None
-    dtype: jnp.dtype = jnp.float32
+    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
@@ -106,7 +107,7 @@ class Encoder(nn.Module):
     """Photo -> mean and log-variance, stacked on the channel axis."""
 
     config: VAEConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
@@ -125,7 +126,7 @@ class Decoder(nn.Module):
     """Latents -> photo."""
 
     config: VAEConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, z: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
@@ -144,7 +145,7 @@ class AutoencoderKL(nn.Module):
     """Photos in [-1, 1] to unscaled latents and back; `h` and `w` must divide by `config.downsampling`."""
 
     config: VAEConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: Dtype = jnp.float32
 
     def setup(self):
         self.encoder = Encoder(self.config, self.dtype)

@@ -1,0 +1,158 @@
+"""`mgie edit`: a photo and an instruction in, the edited photo out."""
+
+import argparse
+import contextlib
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+import mgie_jax
+from mgie_jax.compare import compare_picture
+from mgie_jax.photo import check_writable, open_photo, save_atomic
+
+HELP = "edit a photo by an instruction"
+# Repeated from diffusion.sample, which would bring JAX in before the arguments are checked.
+SAMPLERS = ("euler_ancestral", "ddim", "dpmpp_2m")
+MAX_STEPS = 1000  # the diffusion has no more
+MAX_SCALE = 100.0
+MAX_CHARACTERS = 1000
+EXAMPLES = """examples:
+  mgie edit cat.jpg "make it look like night"
+  mgie edit cat.jpg "make it brighter" -o out/bright.png --compare
+  mgie edit cat.jpg "black and white" --steps 20 --seed 7 --json
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Edit a photo by an instruction in plain words."
+    parser.epilog = EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("photo", metavar="PHOTO", type=Path, help="JPEG, PNG, WebP, TIFF, ...")
+    parser.add_argument("instruction", metavar="INSTRUCTION", help='what to change, such as "make it warmer"')
+    parser.add_argument(
+        "-o", "--output", metavar="OUT.png", type=Path, help="where to save (default: ./PHOTO-edited.png)"
+    )
+    parser.add_argument("--compare", action="store_true", help="also save OUT-compare.png: before and after")
+    parser.add_argument("--model", metavar="DIR", type=Path, help="model directory (default: bundled)")
+    parser.add_argument("--steps", metavar="N", type=int, help="denoising steps (default: the model's)")
+    parser.add_argument(
+        "--sampler", metavar="NAME", choices=SAMPLERS, help=f"{', '.join(SAMPLERS)} (default: the model's)"
+    )
+    parser.add_argument("--guidance-scale", metavar="S", type=float, help="how far to follow the instruction")
+    parser.add_argument("--image-guidance-scale", metavar="S", type=float, help="how far to keep the photo")
+    parser.add_argument(
+        "--seed", metavar="N", type=int, default=0, help="equal seeds, equal pictures (default 0)"
+    )
+    parser.add_argument("--expressive", metavar="TEXT", help="use this expressive instruction, write none")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON instead of text")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check everything that can be checked at once, then load the model, edit and save.
+
+    Raises ValueError (also as PhotoError, ModelDirError) for whatever the user can mend.
+    """
+    instruction = _words("the instruction", args.instruction)
+    expressive = None if args.expressive is None else _words("--expressive", args.expressive)
+    _check_numbers(args)
+    if args.model is not None and not args.model.is_dir():
+        raise ValueError(f"{args.model}: there is no such model directory")
+    photo = open_photo(args.photo)
+    output = args.output or Path(f"{args.photo.stem}-edited.png")
+    comparison = output.with_name(f"{output.stem}-compare{output.suffix}")
+    for path in [output, comparison] if args.compare else [output]:
+        check_writable(path)
+        if path.exists() and path.samefile(args.photo):
+            raise ValueError(f"{path}: is the photo itself; choose another name with -o")
+
+    # Whatever libraries print on the way belongs to stderr: stdout is the answer alone.
+    with contextlib.redirect_stdout(sys.stderr), _Progress() as progress:
+        start = time.perf_counter()
+        print("Loading the model ...", file=sys.stderr)
+        editor = mgie_jax.load(args.model)
+        seconds = {"load": time.perf_counter() - start}
+        result = editor.edit(
+            photo,
+            instruction,
+            steps=args.steps,
+            sampler=args.sampler,
+            guidance_scale=args.guidance_scale,
+            image_guidance_scale=args.image_guidance_scale,
+            seed=args.seed,
+            expressive=expressive,
+            progress=progress,
+        )
+        seconds |= result.seconds
+    if result.note:
+        print(f"Note: {result.note}.", file=sys.stderr)
+    start = time.perf_counter()
+    pictures = {output: result.image}
+    if args.compare:
+        pictures[comparison] = compare_picture(result.before, result.image, instruction, result.expressive)
+    for path, picture in pictures.items():
+        save_atomic(picture, path)
+    seconds["save"] = time.perf_counter() - start
+    seconds = {stage: round(float(value), 3) for stage, value in seconds.items()}
+
+    if args.json:
+        answer = {
+            "expressive": result.expressive,
+            "seed": result.seed,
+            "size": list(result.image.size),
+            "output": str(output),
+            "seconds": seconds,
+        }
+        print(json.dumps(answer))
+        return 0
+    print(f"Expressive instruction: {result.expressive}")
+    print(f"Edited photo: {output}")
+    if args.compare:
+        print(f"Before and after: {comparison}")
+    print("Seconds: " + ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items()))
+    return 0
+
+
+def _words(name: str, text: str) -> str:
+    """Whitespace evened out; ValueError where nothing is left, too much is, or it is not valid text."""
+    words = " ".join(text.split())
+    if not words:
+        raise ValueError(f'{name} is empty; say what to change, such as "make it brighter"')
+    if len(words) > MAX_CHARACTERS:
+        raise ValueError(f"{name} has {len(words)} characters; shorten it to at most {MAX_CHARACTERS}")
+    if any(0xD800 <= ord(character) <= 0xDFFF for character in words):  # bytes that were not UTF-8
+        raise ValueError(f"{name} is not valid UTF-8 text")
+    return words
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    if args.steps is not None and not 1 <= args.steps <= MAX_STEPS:
+        raise ValueError(f"--steps {args.steps}: must be from 1 to {MAX_STEPS}")
+    if not 0 <= args.seed < 2**32:
+        raise ValueError(f"--seed {args.seed}: must be from 0 to {2**32 - 1}")
+    for flag in ("guidance_scale", "image_guidance_scale"):
+        scale = getattr(args, flag)
+        if scale is not None and not (math.isfinite(scale) and 0 <= scale <= MAX_SCALE):
+            raise ValueError(f"--{flag.replace('_', '-')} {scale}: must be from 0 to {MAX_SCALE:g}")
+
+
+class _Progress:
+    """A tqdm bar that appears with the first denoising step: `progress(done, total)`."""
+
+    def __init__(self):
+        self._bar = None
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._bar is None:
+            self._bar = tqdm(total=int(total), desc="Denoising", unit="step", file=sys.stderr)
+        self._bar.update(int(done) - self._bar.n)
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._bar is not None:
+            self._bar.close()

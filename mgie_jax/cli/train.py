@@ -1,0 +1,62 @@
+"""`mgie train`: run one training stage from a config file."""
+
+import argparse
+import sys
+from pathlib import Path
+
+HELP = "train a model from a config file"
+EXAMPLES = """examples:
+  mgie train --config configs/default_vae.py --workdir out/vae --config.photos=photos
+  mgie train --config configs/default.py --workdir out/joint --config.init=out/mllm/model \\
+      --config.photos=photos --config.steps=100
+
+Any value of the config file can be set as --config.NAME=VALUE. An interrupted run goes on where it stopped when the
+same command is given again. The trained model directory is WORKDIR/model.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Train a model, or one stage of one, from a config file."
+    parser.epilog = EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    # absl reads these, as ml_collections' users expect; they stand here for --help.
+    parser.add_argument("--config", metavar="FILE", required=True, help="a file with get_config()")
+    parser.add_argument("--workdir", metavar="DIR", type=Path, required=True, help="checkpoints, logs and the model")
+    parser.set_defaults(takes_more=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train to the end; exit code 130 after an interrupt, which leaves a checkpoint."""
+    config = read_config(args.config, args.more)
+    from mgie_jax.compilation import enable_compilation_cache
+    from mgie_jax.train.tasks import train
+
+    enable_compilation_cache()
+    try:
+        model = train(config, args.workdir)
+    except FileNotFoundError as error:
+        raise ValueError(f"{error.filename or error}: there is no such file or folder") from error
+    print(f"Trained model: {model}")
+    return 0
+
+
+def read_config(path: str, overrides: list[str]):
+    """The config of a file with "--config.NAME=VALUE" overrides applied, each checked against its type.
+
+    Raises:
+        ValueError: no such file, or an override that names or fits nothing.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    try:
+        left = values([sys.argv[0], f"--config={path}", *overrides])
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: there is no such config file") from error
+    except (flags.Error, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(str(error)) from error
+    if len(left) > 1:
+        raise ValueError(f"unknown arguments: {' '.join(left[1:])}")
+    return values.config

@@ -1,0 +1,137 @@
+"""The sampling story: photo + instruction -> write -> guide -> denoise -> decode -> edited photo.
+
+Pure functions of (params, batch, keys). `edit` is all of them as one XLA program; the stages are public, so that
+a caller can show progress between denoising steps, or keep the visual states and draw again without the MLLM.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
+
+from mgie_jax.diffusion.sample import Sampler, State, Table, guided, init, noise_from_keys, run
+from mgie_jax.models.llama import init_cache
+from mgie_jax.models.mgie import MGIE, NUM_IMG_TOKENS, img_states
+from mgie_jax.text.decode import Decoded, Step, greedy
+
+
+@struct.dataclass
+class EditBatch:
+    """Photos and what to do with them.
+
+    `ids` are right-padded prompts (`text.prompt`), `mask` is True on real tokens. With an expressive instruction
+    supplied, `ids` hold it and the `[IMG]` tokens as well. `clip_pixels` are CLIP-normalised, `pixels` in [-1, 1],
+    with sides that divide by `config.photo_multiple`.
+    """
+
+    ids: Int[Array, "b l"]
+    mask: Bool[Array, "b l"]
+    clip_pixels: Float[Array, "b s s 3"]
+    pixels: Float[Array, "b h w 3"]
+    guidance_scale: Float[Array, " b"]
+    image_guidance_scale: Float[Array, " b"]
+
+
+@struct.dataclass
+class Special:
+    """Ids of the tokens that steer an edit; constants of a compiled program."""
+
+    img0: int = struct.field(pytree_node=False)
+    eos: int = struct.field(pytree_node=False)
+    pad: int = struct.field(pytree_node=False)
+
+
+@struct.dataclass
+class Conditions:
+    """What the UNet is shown, and the latents it starts from."""
+
+    guidance: Float[Array, "b q d"]
+    null_guidance: Float[Array, "1 q d"]
+    image_latents: Float[Array, "b h w c"]
+
+
+def write(model: MGIE, params: PyTree, batch: EditBatch, special: Special) -> tuple[Decoded, Float[Array, "b 8 d"]]:
+    """The MLLM's answer to each prompt, greedily without repeated 3-grams, and its eight visual states."""
+    mllm, variables = model.mllm, {"params": params["mllm"]}
+    new = model.config.sampling.max_new_tokens
+    rows, width = batch.ids.shape
+    cache = init_cache(model.config.mllm.llm, rows, width + new, model.dtype)
+    hidden, cache = mllm.apply(variables, batch.ids, batch.mask, batch.clip_pixels, cache, method="prefill")
+    length = batch.mask.sum(-1)
+    last = jnp.take_along_axis(hidden, (length - 1)[:, None, None], axis=1)[:, 0]
+
+    def read(hidden: Float[Array, "b d"]) -> Step:
+        return Step(mllm.apply(variables, hidden, method="logits"), hidden)
+
+    def step(cache, token):
+        hidden, cache = mllm.apply(variables, token, cache, method="decode_step")
+        return read(hidden), cache
+
+    answer = greedy(
+        step, read(last), cache, batch.ids, length, max_new_tokens=new, eos_id=special.eos, pad_id=special.pad
+    )
+    # The prompt's last states stand before the answer's: an answer too short for eight reaches back into them.
+    tail = (length - 1)[:, None] - jnp.arange(NUM_IMG_TOKENS, 0, -1)
+    states = jnp.concatenate([jnp.take_along_axis(hidden, tail[..., None], axis=1), answer.hidden], axis=1)
+    found = answer.tokens == special.img0
+    img0 = jnp.where(found.any(-1), found.argmax(-1), new) + NUM_IMG_TOKENS + 1
+    return answer, img_states(states, img0, answer.length + NUM_IMG_TOKENS)
+
+
+def read(model: MGIE, params: PyTree, batch: EditBatch, special: Special) -> Float[Array, "b 8 d"]:
+    """The visual states of answers that the caller supplies within `batch.ids`."""
+    hidden = model.mllm.apply({"params": params["mllm"]}, batch.ids, batch.mask, batch.clip_pixels)
+    found = batch.ids == special.img0
+    img0 = jnp.where(found.any(-1), found.argmax(-1), batch.ids.shape[1])
+    return img_states(hidden, img0, batch.mask.sum(-1))
+
+
+def guide(model: MGIE, params: PyTree, states: Float[Array, "b 8 d"], pixels: Float[Array, "b h w 3"]) -> Conditions:
+    """What conditions the UNet: guidance of the visual states and of none, and the photo's latents, unscaled."""
+    head, emb = {"params": params["edit_head"]}, params["emb"].astype(states.dtype)
+    posterior = model.vae.apply({"params": params["vae"]}, pixels, method="encode")
+    return Conditions(
+        guidance=model.edit_head.apply(head, states + emb),
+        null_guidance=model.edit_head.apply(head, jnp.zeros_like(states[:1]) + emb),
+        image_latents=posterior.mode(),
+    )
+
+
+def start(sampler: Sampler, conditions: Conditions, keys: Key[Array, " b"]) -> State:
+    """The latents before the first step: noise, drawn for each row from its own key."""
+    return init(sampler, noise_from_keys(keys, conditions.image_latents.shape)[0])
+
+
+def denoise(
+    model: MGIE, params: PyTree, conditions: Conditions, batch: EditBatch, rows: Table, state: State,
+    keys: Key[Array, " b"], stochastic: bool,
+) -> State:  # fmt: skip
+    """The denoising steps of `rows`, all of a sampler's table or some, under three-branch guidance."""
+
+    def unet(sample, timesteps, context):
+        return model.unet.apply({"params": params["unet"]}, sample, timesteps, context)
+
+    predict = guided(
+        unet, conditions.guidance, conditions.null_guidance, conditions.image_latents,
+        batch.guidance_scale, batch.image_guidance_scale,
+    )  # fmt: skip
+    noise_fn = noise_from_keys(keys, state.x.shape)[1] if stochastic else None
+    return run(predict, rows, state, noise_fn)
+
+
+def decode(model: MGIE, params: PyTree, latents: Float[Array, "b h w c"]) -> UInt8[Array, "b h2 w2 3"]:
+    """Photos of scaled latents."""
+    scaled = latents / model.config.vae.scaling_factor
+    pixels = model.vae.apply({"params": params["vae"]}, scaled, method="decode")
+    return jnp.round(jnp.clip(pixels * 127.5 + 127.5, 0, 255)).astype(jnp.uint8)
+
+
+def edit(
+    model: MGIE, params: PyTree, batch: EditBatch, keys: Key[Array, " b"], sampler: Sampler, special: Special
+) -> tuple[UInt8[Array, "b h w 3"], Int[Array, "b new"]]:
+    """The whole edit, to be compiled as one program: pictures, and the tokens of the answers."""
+    answer, states = write(model, params, batch, special)
+    conditions = guide(model, params, states, batch.pixels)
+    state = start(sampler, conditions, keys)
+    state = denoise(model, params, conditions, batch, sampler.table, state, keys, sampler.stochastic)
+    return decode(model, params, state.x), answer.tokens

@@ -1,0 +1,252 @@
+"""The Python API: a loaded model that edits photos.
+
+    editor = mgie_jax.load()
+    result = editor.edit("photo.jpg", "make it warmer")
+    result.image.save("warmer.png")
+"""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from PIL import Image
+
+from mgie_jax import edit as stages
+from mgie_jax.compilation import enable_compilation_cache
+from mgie_jax.diffusion.sample import SAMPLERS, State
+from mgie_jax.models.mgie import MGIE
+from mgie_jax.models.presets import MGIEConfig
+from mgie_jax.photo import CLIP_MEAN, CLIP_STD, clip_pixels, fit, open_photo, to_pixels
+from mgie_jax.text.prompt import PromptTokenizer, pad_batch
+from mgie_jax.weights.files import load_model_dir, load_tokenizer
+
+Photo = str | os.PathLike | Image.Image
+TEXT_BUCKETS = (64, 128, 192, 256, 384, 512, 1024, 2048)
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32)
+
+_write = jax.jit(stages.write, static_argnames=("model", "special"))
+_read = jax.jit(stages.read, static_argnames=("model", "special"))
+_guide = jax.jit(stages.guide, static_argnames="model")
+_denoise = jax.jit(stages.denoise, static_argnames=("model", "stochastic"))
+_decode = jax.jit(stages.decode, static_argnames="model")
+
+
+@dataclass(frozen=True)
+class EditResult:
+    """One edited photo.
+
+    Attributes:
+        image: the edited photo, of the model's resolution.
+        before: the photo as the model was shown it: upright, resized and perhaps cropped.
+        expressive: the expressive instruction, written or supplied.
+        seed: what `edit` was given.
+        seconds: wall time of each stage of the call.
+        note: what was cropped from the photo, in words, or None.
+        states: the MLLM's eight visual states (8, d); give them to `edit` to draw again without the MLLM.
+    """
+
+    image: Image.Image
+    before: Image.Image
+    expressive: str
+    seed: int
+    seconds: dict[str, float]
+    note: str | None
+    states: Float[np.ndarray, "8 d"]
+
+
+def default_model_dir() -> Path:
+    """The bundled model's folder."""
+    return Path(__file__).parent / "assets" / "default"
+
+
+def load(model_dir: str | os.PathLike | None = None) -> "Editor":
+    """An editor with the model of a model directory, by default the bundled one.
+
+    Raises:
+        ModelDirError: the folder is no whole model; the message names the file and what to do.
+    """
+    enable_compilation_cache()
+    path = default_model_dir() if model_dir is None else Path(model_dir)
+    config, params = load_model_dir(path)
+    return Editor(config, params, load_tokenizer(path, config))
+
+
+class Editor:
+    """A model in memory; `edit` and `edit_many` may be called any number of times.
+
+    Args:
+        config: the model's sizes and the defaults of an edit.
+        params: {"mllm", "edit_head", "unet", "vae", "emb"}, as `weights.files.load_model_dir` gives.
+        tokenizer: of the model's vocabulary.
+    """
+
+    def __init__(self, config: MGIEConfig, params: dict, tokenizer: PromptTokenizer):
+        self.config, self.params, self.tokenizer = config, params, tokenizer
+        self._model = MGIE(config)
+        self._special = stages.Special(tokenizer.img_ids[0], tokenizer.eos_id, tokenizer.pad_id)
+
+    def edit(
+        self,
+        photo: Photo,
+        instruction: str,
+        *,
+        steps: int | None = None,
+        sampler: str | None = None,
+        guidance_scale: float | None = None,
+        image_guidance_scale: float | None = None,
+        seed: int = 0,
+        expressive: str | None = None,
+        states: Float[np.ndarray, "8 d"] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> EditResult:
+        """One photo edited by an instruction in plain words.
+
+        Args:
+            photo: a path or a Pillow image.
+            instruction: such as "make it warmer".
+            steps, sampler, guidance_scale, image_guidance_scale: the model's own where None.
+            seed: the same seed gives the same picture, alone or in a batch.
+            expressive: use this expressive instruction rather than have it written.
+            states: visual states kept from an earlier result; the MLLM then does not run.
+            progress: called with (steps done, steps in all) after every denoising step.
+
+        Raises:
+            PhotoError: the photo cannot be read.
+            ValueError: an empty or overlong instruction, an unknown sampler, a number of steps out of range.
+        """
+        return self.edit_many(
+            [photo], [instruction], steps=steps, sampler=sampler, guidance_scale=guidance_scale,
+            image_guidance_scale=image_guidance_scale, seeds=[seed],
+            expressive=None if expressive is None else [expressive],
+            states=None if states is None else np.asarray(states)[None], progress=progress,
+        )[0]  # fmt: skip
+
+    def edit_many(
+        self,
+        photos: Sequence[Photo],
+        instructions: Sequence[str],
+        *,
+        steps: int | None = None,
+        sampler: str | None = None,
+        guidance_scale: float | None = None,
+        image_guidance_scale: float | None = None,
+        seeds: Sequence[int] | None = None,
+        expressive: Sequence[str] | None = None,
+        states: Float[np.ndarray, "n 8 d"] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[EditResult]:
+        """As `edit`, for photos that have one size once fitted to the model (those of one aspect ratio have).
+
+        The batch is padded to a power of two, so that few sizes compile.
+
+        Raises:
+            ValueError: also where lengths differ, or the photos do not fit one size.
+        """
+        defaults, clock = self.config.sampling, _Clock()
+        steps = defaults.steps if steps is None else steps
+        name = defaults.sampler if sampler is None else sampler
+        if name not in SAMPLERS:
+            raise ValueError(f"there is no sampler {name!r}; choose one of {', '.join(SAMPLERS)}")
+        plan = SAMPLERS[name](self.config.schedule, steps)
+        seeds = [0] * len(photos) if seeds is None else seeds
+        if not len(photos) == len(instructions) == len(seeds) or not photos:
+            raise ValueError(f"{len(photos)} photos, {len(instructions)} instructions, {len(seeds)} seeds")
+
+        opened = [photo if isinstance(photo, Image.Image) else open_photo(photo) for photo in photos]
+        fitted = [fit(photo.convert("RGB"), defaults.resolution, self.config.photo_multiple) for photo in opened]
+        batch = self._batch(
+            [photo for photo, _ in fitted], instructions, expressive,
+            defaults.guidance_scale if guidance_scale is None else guidance_scale,
+            defaults.image_guidance_scale if image_guidance_scale is None else image_guidance_scale,
+        )  # fmt: skip
+        keys = jax.vmap(jax.random.key)(jnp.asarray(_padded(np.asarray(seeds, np.uint32), len(batch.ids))))
+        clock.lap("read")
+
+        texts, states = self._states(batch, instructions, expressive, states)
+        clock.lap("write")
+        conditions = _guide(self._model, self.params, states, batch.pixels)
+        state = jax.block_until_ready(stages.start(plan, conditions, keys))
+        clock.lap("guide")
+        for i in range(steps):
+            # One step a call, so that one compiled program serves any number of steps and any sampler.
+            state = self._step(conditions, batch, plan, i, state, keys)
+            if progress:
+                jax.block_until_ready(state)
+                progress(i + 1, steps)
+        jax.block_until_ready(state)
+        clock.lap("denoise")
+        pictures = np.asarray(_decode(self._model, self.params, state.x))
+        clock.lap("decode")
+        states = np.asarray(states)
+        return [
+            EditResult(Image.fromarray(pictures[i]), photo, texts[i], int(seeds[i]), clock.laps, note, states[i])
+            for i, (photo, note) in enumerate(fitted)
+        ]
+
+    def _batch(
+        self, photos: list[Image.Image], instructions: Sequence[str], expressive: Sequence[str] | None,
+        guidance_scale: float, image_guidance_scale: float,
+    ) -> stages.EditBatch:  # fmt: skip
+        sizes = {photo.size for photo in photos}
+        if len(sizes) > 1:
+            raise ValueError(f"photos of one batch must fit one size, these fit {sorted(sizes)}; edit them apart")
+        rows = next((size for size in BATCH_BUCKETS if size >= len(photos)), len(photos))
+        if expressive is None:
+            texts = [self.tokenizer.encode_prompt(text) for text in instructions]
+        else:
+            pairs = zip(instructions, expressive, strict=True)
+            texts = [self.tokenizer.encode_example(text, answer)[0] for text, answer in pairs]
+        buckets = [size for size in TEXT_BUCKETS if size < self.config.prompt.model_max_length]
+        ids, mask = pad_batch(texts, [*buckets, self.config.prompt.model_max_length], pad_id=self.tokenizer.pad_id)
+        see = partial(clip_pixels, image_size=self.config.mllm.vision.image_size, mean=CLIP_MEAN, std=CLIP_STD)
+        return stages.EditBatch(
+            ids=_padded(ids, rows),
+            mask=_padded(mask, rows),
+            clip_pixels=_padded(np.stack([see(photo) for photo in photos]), rows),
+            pixels=_padded(np.stack([to_pixels(photo) for photo in photos]), rows),
+            guidance_scale=np.full(rows, guidance_scale, np.float32),
+            image_guidance_scale=np.full(rows, image_guidance_scale, np.float32),
+        )
+
+    def _states(
+        self, batch: stages.EditBatch, instructions: Sequence[str], expressive: Sequence[str] | None,
+        states: np.ndarray | None,
+    ) -> tuple[list[str], Array]:  # fmt: skip
+        """What is shown to people, and the visual states: kept, read from given answers, or written."""
+        if states is not None:
+            return list(expressive or [""] * len(instructions)), jnp.asarray(_padded(states, len(batch.ids)))
+        if expressive is not None:
+            return list(expressive), jax.block_until_ready(
+                _read(self._model, self.params, batch, special=self._special)
+            )
+        answer, states = _write(self._model, self.params, batch, special=self._special)
+        lengths, tokens = np.asarray(answer.length), np.asarray(answer.tokens)
+        answers = [tokens[i, : lengths[i]] for i in range(len(instructions))]
+        return [self.tokenizer.decode_answer(ids) for ids in answers], states
+
+    def _step(self, conditions: stages.Conditions, batch, plan, i: int, state: State, keys) -> State:
+        rows = plan.table.rows(i, i + 1)
+        return _denoise(self._model, self.params, conditions, batch, rows, state, keys, stochastic=plan.stochastic)
+
+
+class _Clock:
+    """Wall time since the last lap, by name."""
+
+    def __init__(self):
+        self.laps, self._since = {}, time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self._since = now - self._since, now
+
+
+def _padded(rows: np.ndarray, count: int) -> np.ndarray:
+    """`rows` with the last one repeated until there are `count`."""
+    return np.concatenate([rows, np.repeat(rows[-1:], count - len(rows), axis=0)])
