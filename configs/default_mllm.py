@@ -12,10 +12,10 @@ def get_config() -> ml_collections.ConfigDict:
     c.cutouts = ""  # a folder of captioned cut-outs; without, no local edits are trained
     c.mix = (0.7, 0.18, 0.12)  # global, photo-dependent and local edits
     c.seed = 1
-    c.steps = 3000
+    c.steps = 780
     c.batch_size = 32
     c.example_size = 112
-    c.max_tokens = 152
+    c.max_tokens = 168
     c.trainable = ("mllm/",)
     c.learning_rate = {"default": 1e-3}
     c.final_lr_fraction = 0.02

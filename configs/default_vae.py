@@ -14,7 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.mix = (0.7, 0.18, 0.12)
     c.example_size = 128
     c.seed = 0
-    c.steps = 5500
+    c.steps = 4300
     c.batch_size = 8
     c.crop = 64  # fully convolutional: trained on crops, used at 128 px
     c.max_zoom = 2.5

@@ -13,6 +13,7 @@ from mgie_jax.diffusion.sample import Sampler, State, Table, guided, init, noise
 from mgie_jax.models.llama import init_cache
 from mgie_jax.models.mgie import MGIE, NUM_IMG_TOKENS, img_states
 from mgie_jax.text.decode import Decoded, Step, greedy
+from mgie_jax.types import HostOrDevice
 
 
 @struct.dataclass
@@ -24,12 +25,12 @@ class EditBatch:
     with sides that divide by `config.photo_multiple`.
     """
 
-    ids: Int[Array, "b l"]
-    mask: Bool[Array, "b l"]
-    clip_pixels: Float[Array, "b s s 3"]
-    pixels: Float[Array, "b h w 3"]
-    guidance_scale: Float[Array, " b"]
-    image_guidance_scale: Float[Array, " b"]
+    ids: Int[HostOrDevice, "b l"]
+    mask: Bool[HostOrDevice, "b l"]
+    clip_pixels: Float[HostOrDevice, "b s s 3"]
+    pixels: Float[HostOrDevice, "b h w 3"]
+    guidance_scale: Float[HostOrDevice, " b"]
+    image_guidance_scale: Float[HostOrDevice, " b"]
 
 
 @struct.dataclass

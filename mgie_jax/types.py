@@ -1,7 +1,12 @@
 """The pytrees that travel between the parts."""
 
+import jax
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
+
+HostOrDevice = jax.Array | np.ndarray
+"""Where batches live: made by NumPy on the host, traced or moved by JAX."""
 
 
 @struct.dataclass

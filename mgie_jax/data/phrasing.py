@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from mgie_jax.data.cores import CORES
+from mgie_jax.data.lexicon import FILLER, LEXICON, lexicon_cores
 
 NOUNS = (
     "it", "this", "the photo", "this photo", "the picture", "this picture", "the image", "this image",
@@ -51,6 +53,26 @@ REMARK_WRAPPERS = {
     "heldout": ("to be honest, {}", "{}, if you ask me", "umm {}", "quick one: {}", "{}, thank you so much"),
 }
 
+
+
+def _lexical() -> dict[str, tuple[str, ...]]:
+    """Kind -> the cores made by the lexicon, less those held out, hand-written, or fit for two kinds."""
+    made = {kind: dict.fromkeys(core.lstrip("~") for core in lexicon_cores(kind)) for kind in LEXICON}
+    taken = {core.lstrip("~") for splits in CORES.values() for cores in splits.values() for core in cores}
+    times = Counter(core for cores in made.values() for core in cores)
+    return {
+        kind: tuple(
+            core for core in dict.fromkeys(lexicon_cores(kind))
+            if times[core.lstrip("~")] == 1 and core.lstrip("~") not in taken
+        )
+        for kind in LEXICON
+    }  # fmt: skip
+
+
+LEXICAL_CORES = _lexical()
+LEXICAL_SHARE = 0.6  # of training instructions, where the kind has a lexicon
+FILLER_ODDS = 0.35  # of words strewn before, and as often after, a training instruction
+
 STYLES = ("plain", "sentence", "lazy", "typo")
 _STYLE_ODDS = (0.4, 0.2, 0.25, 0.15)
 
@@ -66,11 +88,23 @@ def instruction(
       rng: decides everything.
       slots: what fills the slots of a local edit's cores, see `cores`.
     """
-    core = _pick(CORES[kind][split], rng)
+    cores = CORES[kind][split]
+    if split == "train" and kind in LEXICAL_CORES and rng.random() < LEXICAL_SHARE:
+        cores = LEXICAL_CORES[kind]
+    core = _pick(cores, rng)
     wrapper = _pick((REMARK_WRAPPERS if core.startswith("~") else WRAPPERS)[split], rng)
     noun = _pick(NOUNS, rng)
     style = STYLES[int(rng.choice(len(STYLES), p=_STYLE_ODDS))]
-    return surface(core, wrapper, noun, style, slots or {})
+    text = surface(core, wrapper, noun, style, slots or {})
+    if split == "train":
+        before, after = (" ".join(_fillers(rng)) for _ in range(2))
+        text = f"{before} {text} {after}".strip()
+    return text
+
+
+def _fillers(rng: np.random.Generator) -> list[str]:
+    """Up to three words without meaning, or more often none."""
+    return [_pick(FILLER, rng) for _ in range(int(rng.integers(1, 4)))] if rng.random() < FILLER_ODDS else []
 
 
 def surface(core: str, wrapper: str, noun: str, style: str, slots: Mapping[str, str]) -> str:
@@ -86,7 +120,7 @@ def surface(core: str, wrapper: str, noun: str, style: str, slots: Mapping[str, 
 
 
 def all_instructions(kind: str, split: str, slots: Mapping[str, str] | None = None) -> Iterator[str]:
-    """Every string `instruction` can return for these arguments, with repeats."""
+    """Every string that hand-written cores give, with repeats; training has the lexicon's cores and fillers besides."""
     for core in CORES[kind][split]:
         wrappers = (REMARK_WRAPPERS if core.startswith("~") else WRAPPERS)[split]
         for noun in NOUNS if "{n}" in core else NOUNS[:1]:

@@ -100,7 +100,7 @@ def default() -> MGIEConfig:
         ),
         vae=VAEConfig(
             latent_channels=8, block_out_channels=(32, 32, 64), layers_per_block=1, norm_num_groups=8,
-            sample_size=128,
+            scaling_factor=1.0, sample_size=128,
         ),
         schedule=ScheduleConfig(prediction_type="v_prediction"),
         prompt=PromptConfig(model_max_length=256),

@@ -10,6 +10,7 @@ from mgie_jax.diffusion.schedule import add_noise, make_schedule, training_targe
 from mgie_jax.models.mgie import MGIE, img_embeddings, img_states
 from mgie_jax.text.prompt import IGNORE
 from mgie_jax.train.state import merge_params
+from mgie_jax.types import HostOrDevice
 
 
 @struct.dataclass
@@ -19,10 +20,10 @@ class TextBatch:
     `clip_pixels` are CLIP-normalised photos.
     """
 
-    ids: Int[Array, "b l"]
-    mask: Bool[Array, "b l"]
-    labels: Int[Array, "b l"]
-    clip_pixels: Float[Array, "b s s 3"]
+    ids: Int[HostOrDevice, "b l"]
+    mask: Bool[HostOrDevice, "b l"]
+    labels: Int[HostOrDevice, "b l"]
+    clip_pixels: Float[HostOrDevice, "b s s 3"]
 
 
 @struct.dataclass
@@ -30,8 +31,8 @@ class EditPairBatch:
     """What the joint step trains on; `source` and `target` in [-1, 1]."""
 
     text: TextBatch
-    source: Float[Array, "b h w 3"]
-    target: Float[Array, "b h w 3"]
+    source: Float[HostOrDevice, "b h w 3"]
+    target: Float[HostOrDevice, "b h w 3"]
 
 
 def instruction_loss(logits: Float[Array, "b l v"], labels: Int[Array, "b l"]) -> Float[Array, ""]:
@@ -75,8 +76,12 @@ def make_instruction_loss(model: MGIE):
     return loss
 
 
-def make_joint_loss(model: MGIE, img0_id: int, edit_weight: float = 0.5):
-    """The joint loss on an `EditPairBatch`."""
+def make_joint_loss(model: MGIE, img0_id: int, edit_weight: float = 0.5, noise_draws: int = 1):
+    """The joint loss on an `EditPairBatch`.
+
+    With `noise_draws` above 1 (the paper has 1), L_edit is averaged over that many times, noises and dropouts of every
+    example: the same expected gradient, less noisy, and cheaper than as many examples where the MLLM costs most.
+    """
     schedule = make_schedule(model.config.schedule)
     scale = model.config.vae.scaling_factor
 
@@ -110,6 +115,10 @@ def make_joint_loss(model: MGIE, img0_id: int, edit_weight: float = 0.5):
         latents = posterior.sample(noise)[rows:] * scale
 
         # UNet -> L_edit.
+        rows *= noise_draws
+        latents, image_latents, guidance = (
+            jnp.repeat(x, noise_draws, axis=0) for x in (latents, image_latents, guidance)
+        )
         noise = jax.random.normal(noise_key, latents.shape)
         t = jax.random.randint(time_key, (rows,), 0, model.config.schedule.num_train_timesteps)
         u = jax.random.uniform(drop_key, (rows,))

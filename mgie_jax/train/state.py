@@ -9,14 +9,18 @@ import ml_collections
 import optax
 from flax import struct
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import PyTree
 
 
 @struct.dataclass
 class TrainState:
-    """Everything that changes during training; frozen weights are not part of it."""
+    """Everything that changes during training; frozen weights are not part of it.
 
-    step: Int[Array, ""]
+    `step` counts the updates done (int32). The fields are trees of anything, because checkpointing puts shapes,
+    and more, where the arrays go.
+    """
+
+    step: PyTree
     params: PyTree
     opt_state: PyTree
     ema: PyTree | None

@@ -25,7 +25,7 @@ def make_step(loss: Loss, optimizer: optax.GradientTransformation, ema_decay: fl
             # A young average forgets its random start: decay rises from 0.1 to `ema_decay`.
             decay = jax.numpy.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
             ema = optax.incremental_update(params, state.ema, 1.0 - decay)
-        metrics = {**metrics, "grad_norm": optax.global_norm(grads)}
+        metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, opt_state, ema), metrics
 
     return jax.jit(step, donate_argnums=0)

@@ -10,23 +10,24 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image, ImageOps
 
 from mgie_jax.data.cutouts import load_cutouts
 from mgie_jax.data.generate import EditPairs, Mix
 from mgie_jax.data.photos import load as load_photos
 from mgie_jax.models.mgie import MGIE
 from mgie_jax.models.presets import PRESETS, MGIEConfig
-from mgie_jax.models.vae import AutoencoderKL, VAEConfig
 from mgie_jax.text.prompt import PromptTokenizer
 from mgie_jax.text.train_tokenizer import save_tokenizer, train_bpe
 from mgie_jax.train.batches import edit_pair_batches, text_batches
 from mgie_jax.train.loop import Task, fit
 from mgie_jax.train.loss import make_instruction_loss, make_joint_loss
 from mgie_jax.train.state import TrainState, merge_params, split_params
-from mgie_jax.train.vae import make_vae_task
+from mgie_jax.train.vae import make_vae_task, normalise_latents
 from mgie_jax.weights.files import load_model_dir, load_tokenizer, save_model_dir
 
 TOKENIZER_EXAMPLES = 20_000
+NORMALISE_ON = 64  # photos
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,21 +94,16 @@ def export(
     params = {**start.params, **merge_params(state.params if state.ema is None else state.ema, task.frozen)}
     model = start.config
     if config.stage == "vae":
-        scale = latent_scale(model.vae, params["vae"], pairs.photos)
-        model = dataclasses.replace(model, vae=dataclasses.replace(model.vae, scaling_factor=scale))
+        squares = [_square(photo, model.vae.sample_size) for photo in pairs.photos[:NORMALISE_ON]]
+        params["vae"] = normalise_latents(model.vae, params["vae"], squares)
     with tempfile.TemporaryDirectory() as folder:
         save_tokenizer(start.tokenizer.tokenizer, folder)
         save_model_dir(path, model, params, folder, dtype=jnp.dtype(config.export_dtype), overwrite=True)
     return path
 
 
-def latent_scale(vae: VAEConfig, params: dict, photos: list[UInt8[np.ndarray, "h w 3"]], count: int = 64) -> float:
-    """The factor that gives latents of photos unit variance (latent diffusion, section 4.3.2 and appendix G)."""
-    encode = jax.jit(lambda pixels: AutoencoderKL(vae).apply({"params": params}, pixels, method="encode").mode())
-    squares = [EditPairs([photo], split="heldout", size=vae.sample_size).example_of("invert", 0).source
-               for photo in photos[:count]]  # fmt: skip
-    latents = [encode(jnp.asarray(square, jnp.float32)[None] / 127.5 - 1.0) for square in squares]
-    return round(1.0 / float(np.concatenate(latents).std()), 5)
+def _square(photo: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s s 3"]:
+    return np.asarray(ImageOps.fit(Image.fromarray(photo), (size, size), Image.Resampling.LANCZOS))
 
 
 def _texts(pairs: EditPairs, model: MGIEConfig) -> list[str]:
@@ -134,7 +130,8 @@ def _joint(config: ml_collections.ConfigDict, start: Start, pairs: EditPairs) ->
     batch = edit_pair_batches(
         pairs, start.tokenizer, start.config, config.batch_size, config.max_tokens, config.image_size
     )
-    return Task(params, frozen, make_joint_loss(MGIE(start.config), start.tokenizer.img_ids[0]), batch)
+    loss = make_joint_loss(MGIE(start.config), start.tokenizer.img_ids[0], noise_draws=config.noise_draws)
+    return Task(params, frozen, loss, batch)
 
 
 STAGES: dict[str, Callable[[ml_collections.ConfigDict, Start, EditPairs], Task]] = {

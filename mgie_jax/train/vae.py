@@ -20,7 +20,7 @@ def make_vae_task(vae: VAEConfig, photos: Sequence[UInt8[np.ndarray, "h w 3"]], 
     model = AutoencoderKL(vae)
     if params is None:
         size = config.crop
-        params = jax.jit(model.init)(
+        params = model.init(
             jax.random.key(config.seed), jnp.zeros((1, size, size, 3)), jax.random.key(0)
         )["params"]
     lpips = load_lpips() if config.lpips_weight else None
@@ -37,6 +37,34 @@ def make_vae_task(vae: VAEConfig, photos: Sequence[UInt8[np.ndarray, "h w 3"]], 
         return total, {"loss": total, "L_1": l1, "L_lpips": perceptual, "kl": kl, "psnr": psnr}
 
     return Task({"vae": params}, {}, loss, _crops(photos, config))
+
+
+def normalise_latents(vae: VAEConfig, params: PyTree, photos: Sequence[UInt8[np.ndarray, "h w 3"]]) -> PyTree:
+    """Parameters of the same autoencoder whose latents have zero mean and unit variance, channel by channel.
+
+    An affine map of the latents is folded into the 1x1 convolutions on either side, so reconstructions stay the
+    same, and no channel weighs more than another in L_edit. (Latent diffusion, appendix G, rescales all channels by
+    one factor; `scaling_factor` is then 1.)
+
+    Args:
+        photos: of one size, to measure the latents on.
+    """
+    encode = jax.jit(lambda x: AutoencoderKL(vae).apply({"params": params}, x, method="encode").mode())
+    latents = np.concatenate([encode(jnp.asarray(photo, jnp.float32)[None] / 127.5 - 1.0) for photo in photos])
+    mean, std = latents.mean((0, 1, 2)), latents.std((0, 1, 2))
+    quant, post = params["quant_conv"], params["post_quant_conv"]
+    # The second half of the channels is the log-variance: dividing latents by std takes 2 log(std) off it.
+    gain = np.concatenate([1.0 / std, np.ones_like(std)])
+    shift = np.concatenate([-mean / std, -2.0 * np.log(std)])
+    kernel = np.asarray(post["kernel"])
+    return {
+        **params,
+        "quant_conv": {"kernel": quant["kernel"] * gain, "bias": quant["bias"] * gain + shift},
+        "post_quant_conv": {
+            "kernel": kernel * std[:, None],
+            "bias": post["bias"] + mean @ kernel[0, 0],
+        },
+    }
 
 
 def _crops(photos: Sequence[np.ndarray], config: ml_collections.ConfigDict) -> Callable[[int], np.ndarray]:

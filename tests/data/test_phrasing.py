@@ -13,6 +13,7 @@ from mgie_jax.data.expressive import _OPENINGS, SENTENCES, expressive, named_edi
 from mgie_jax.data.generate import KINDS, LOCAL_KINDS
 from mgie_jax.data.photo_stats import PhotoStats
 from mgie_jax.data.phrasing import (
+    LEXICAL_CORES,
     NOUNS,
     REMARK_WRAPPERS,
     STYLES,
@@ -104,10 +105,31 @@ def test_no_instruction_means_two_kinds(instructions):
                 assert seen.setdefault(text, kind) == kind, (text, kind, seen[text])
 
 
-def test_random_instructions_are_among_all(instructions):
+def test_random_heldout_instructions_are_among_all(instructions):
     rng = np.random.default_rng(0)
-    for kind, split in instructions:
-        assert all(instruction(kind, split, rng, SLOTS) in instructions[kind, split] for _ in range(20))
+    for kind in CORES:
+        for _ in range(20):
+            assert instruction(kind, "heldout", rng, SLOTS) in instructions[kind, "heldout"]
+
+
+def test_lexical_cores_are_new_and_mean_one_kind():
+    """None is held out, none is shared by two kinds: the lexicon adds words, not answers."""
+    heldout = {core.lstrip("~") for cores in CORES.values() for core in cores["heldout"]}
+    seen = {}
+    for kind, cores in LEXICAL_CORES.items():
+        assert len(cores) >= 50, kind
+        for core in cores:
+            assert core.lstrip("~") not in heldout
+            assert seen.setdefault(core.lstrip("~"), kind) == kind
+
+
+def test_training_instructions_never_hold_a_heldout_one(instructions):
+    """Fillers around a training phrase spell no held-out instruction."""
+    rng = np.random.default_rng(0)
+    heldout = set.union(*(instructions[kind, "heldout"] for kind in CORES))
+    texts = {instruction(kind, "train", rng, SLOTS) for kind in CORES for _ in range(300)}
+    assert len(texts) > 300 * len(CORES) // 2
+    assert not texts & heldout
 
 
 def test_styles():
@@ -157,6 +179,10 @@ def test_no_trigram_in_both_prompt_and_answer():
                         ):
                             text = surface(core, wrapper, noun, "plain", slots)
                             asked.update(dict.fromkeys(trigrams(text), text))
+    for cores in LEXICAL_CORES.values():
+        for core, noun in itertools.product(cores, NOUNS):
+            text = surface(core, "{}", noun, "plain", {})
+            asked.update(dict.fromkeys(trigrams(text), text))
     for kind in KINDS:
         for text in every_expressive(kind):
             shared = trigrams(text) & asked.keys()

@@ -24,28 +24,19 @@ from mgie_jax.weights.tensors import ModelDirError, read_tensors
 CONFIG = presets.test()
 
 
-@pytest.fixture(scope="module")
-def params():
-    rng = np.random.default_rng(0)
-    tree = jax.tree.map(
-        lambda leaf: rng.standard_normal(leaf.shape).astype(leaf.dtype), MGIE(CONFIG).shapes()
-    )
-    return tree | {"emb": rng.standard_normal((8, 32)).astype(np.float32)}
+@pytest.fixture
+def params(tiny_params):
+    return tiny_params
 
 
-@pytest.fixture(scope="module")
-def tokenizer_dir(tmp_path_factory):
-    path = tmp_path_factory.mktemp("tokenizer")
-    text = "The photo is dark, flat and cool. It becomes much brighter, with light everywhere."
-    save_tokenizer(train_bpe([text] * 3, CONFIG.mllm.llm.vocab_size), path)
-    return path
+@pytest.fixture
+def tokenizer_dir(tiny_tokenizer_dir):
+    return tiny_tokenizer_dir
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory, params, tokenizer_dir):
-    path = tmp_path_factory.mktemp("models") / "model"
-    save_model_dir(path, CONFIG, params, tokenizer_dir)
-    return path
+@pytest.fixture
+def saved(tiny_model_dir):
+    return tiny_model_dir
 
 
 @pytest.fixture

@@ -1,0 +1,59 @@
+"""Training the autoencoder."""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from mgie_jax.models import presets
+from mgie_jax.models.vae import AutoencoderKL
+from mgie_jax.train.state import init_state, make_optimizer
+from mgie_jax.train.step import make_step
+from mgie_jax.train.vae import make_vae_task, normalise_latents
+
+VAE = presets.test().vae
+
+
+@pytest.fixture(scope="module")
+def photos():
+    rng = np.random.default_rng(0)
+    ramp = np.linspace(0, 255, 40)[:, None, None] * np.array([1.0, 0.6, 0.3])
+    return [np.clip(ramp + rng.normal(0, 20, (40, 48, 3)), 0, 255).astype(np.uint8) for _ in range(4)]
+
+
+def test_normalised_latents_reconstruct_the_same(tiny_params, photos):
+    params = tiny_params["vae"]
+    squares = [photo[:32, :32] for photo in photos]
+    normal = normalise_latents(VAE, params, squares)
+    model, pixels = AutoencoderKL(VAE), jnp.stack(squares).astype(jnp.float32) / 127.5 - 1
+
+    def latents_and_back(params):
+        posterior = model.apply({"params": params}, pixels, method="encode")
+        return posterior, model.apply({"params": params}, posterior.mode(), method="decode")
+
+    before, restored = latents_and_back(params)
+    after, again = latents_and_back(normal)
+    np.testing.assert_allclose(again, restored, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(after.mean.mean((0, 1, 2)), 0, atol=1e-4)
+    np.testing.assert_allclose(after.mean.std((0, 1, 2)), 1, rtol=1e-3)
+    # The posterior keeps its shape: its spread shrinks as its mean does.
+    ratio = np.exp(0.5 * (after.logvar - before.logvar))
+    np.testing.assert_allclose(ratio, 1 / before.mean.std((0, 1, 2)) * np.ones_like(ratio), rtol=1e-3)
+
+
+def test_a_few_steps_lower_the_loss_and_batches_repeat(tiny_params, photos):
+    config = ml_collections.ConfigDict({
+        "seed": 0, "crop": 16, "batch_size": 4, "max_zoom": 2.0, "color_jitter": 0.5, "lpips_weight": 0.0,
+        "kl_weight": 1e-6, "learning_rate": {"default": 2e-3}, "steps": 30, "warmup": 0.1,
+        "final_lr_fraction": 0.1, "b2": 0.99, "weight_decay": 0.0, "clip_norm": 1.0,
+    })  # fmt: skip
+    task = make_vae_task(VAE, photos, config, tiny_params["vae"])
+    assert np.array_equal(task.batch(3), task.batch(3)) and not np.array_equal(task.batch(3), task.batch(4))
+    optimizer = make_optimizer(config)
+    state = init_state(jax.tree.map(jax.numpy.array, task.params), optimizer, ema=False)
+    step, losses = make_step(task.loss, optimizer, 0.0), []
+    for number in range(30):
+        state, metrics = step(state, {}, task.batch(number), jax.random.key(0))
+        losses.append(float(metrics["loss"]))
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:3])
