@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     photos.add_argument("sources", metavar="SOURCE", nargs="+", type=Path)
     photos.add_argument("--size", type=int, default=192, help="short side of the copies, pixels (default: 192)")
     photos.add_argument("--exclude", metavar="PATTERN", nargs="*", default=(), help="origins to leave out")
+    photos.add_argument("--exclude-from", metavar="FILE", type=Path, help="a file of such patterns, one a line")
     photos.add_argument("--heldout", metavar="PATTERN", nargs="*", default=(), help="origins never to train on")
     show = actions.add_parser("show", help="write a contact sheet of generated examples")
     show.add_argument("photos", metavar="PHOTOS", type=Path, help="a folder made by `mgie data photos`")
@@ -39,8 +40,13 @@ def run(args: argparse.Namespace) -> int:
 def _photos(args: argparse.Namespace) -> int:
     from mgie_jax.data.photos import collect
 
+    exclude = list(args.exclude)
+    if args.exclude_from:
+        if not args.exclude_from.is_file():
+            raise ValueError(f"{args.exclude_from}: there is no such file")
+        exclude += args.exclude_from.read_text().split("\n")
     try:
-        index = collect(args.out, args.sources, args.size, args.exclude, args.heldout)
+        index = collect(args.out, args.sources, args.size, [e for e in exclude if e], args.heldout)
     except FileNotFoundError as error:
         raise ValueError(f"{error}: there is no such source") from error
     heldout = sum(entry["split"] == "heldout" for entry in index)

@@ -94,8 +94,7 @@ def default() -> MGIEConfig:
         ),
         unet=UNetConfig(
             in_channels=16, out_channels=8, block_out_channels=(64, 128, 256), layers_per_block=1,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            down_block_types=("CrossAttnDownBlock2D",) * 3, up_block_types=("CrossAttnUpBlock2D",) * 3,
             attention_head_dim=4, cross_attention_dim=192, norm_num_groups=16, sample_size=32,
         ),
         vae=VAEConfig(
