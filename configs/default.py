@@ -26,6 +26,7 @@ def get_config(image_size: str = "64") -> ml_collections.ConfigDict:
     c.image_size = int(image_size)  # what the UNet is trained at
     c.max_tokens = 168
     c.noise_draws = 2
+    c.timestep_power = 2.0
     # All but the autoencoder: so small an MLLM has still to learn what LLaVA knows. The paper's set is
     # ("mllm/model/embed_tokens/", "mllm/lm_head/", "edit_head/", "unet/").
     c.trainable = ("mllm/", "edit_head/", "unet/")

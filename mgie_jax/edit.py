@@ -4,7 +4,6 @@ Pure functions of (params, batch, keys). `edit` is all of them as one XLA progra
 a caller can show progress between denoising steps, or keep the visual states and draw again without the MLLM.
 """
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8

@@ -32,19 +32,33 @@ def test_weights_fit_the_repository():
 
 
 @pytest.mark.parametrize(
-    ("instruction", "kind", "of", "sign"),
+    ("instruction", "kind"),
     [
-        ("make it darker", "darker", lambda s: s.luminance, -1),
-        ("make the photo brighter please", "brighter", lambda s: s.luminance, 1),
-        ("black and white", "black_and_white", lambda s: s.saturation, -1),
-        ("make it cooler", "cooler", lambda s: s.channels[0] - s.channels[2], -1),
+        ("make it darker", "darker"),
+        ("make the photo brighter please", "brighter"),
+        ("black and white", "black_and_white"),
+        ("add fog", "fog"),
+        ("could you give it a sepia tone?", "sepia"),
+        ("invert the colors", "invert"),
     ],
 )
-def test_it_says_and_does_what_was_asked(editor, instruction, kind, of, sign):
-    result = editor.edit(PHOTO, instruction, steps=8)
+def test_it_writes_what_was_asked(editor, instruction, kind):
+    result = editor.edit(PHOTO, instruction, steps=1)
     assert named_edit(result.expressive) == kind
-    before, after = of(stats(result.before)), of(stats(result.image))
-    assert sign * (after - before) > 0.03
+
+
+@pytest.mark.parametrize(
+    ("instruction", "of", "sign"),
+    [
+        ("make it look like night", lambda s: s.luminance, -1),
+        ("add a vignette", lambda s: s.luminance, -1),
+        ("turn it into a pencil sketch", lambda s: s.saturation, -1),
+        ("invert the colors", lambda s: s.channels[0] - s.channels[2], -1),
+    ],
+)
+def test_it_does_what_was_asked(editor, instruction, of, sign):
+    result = editor.edit(PHOTO, instruction, steps=8)
+    assert sign * (of(stats(result.image)) - of(stats(result.before))) > 0.05
 
 
 def test_the_command_from_start_to_finish(tmp_path):

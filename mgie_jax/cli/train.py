@@ -49,12 +49,13 @@ def read_config(path: str, overrides: list[str]):
     from absl import flags
     from ml_collections import config_flags
 
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
+    # What follows a colon is the argument of the file's get_config.
+    if not Path(path.partition(":")[0]).is_file():
+        raise ValueError(f"{path}: there is no such config file")
+    values, argv = flags.FlagValues(), [sys.argv[0], f"--config={path}", *overrides]
     try:
-        left = values([sys.argv[0], f"--config={path}", *overrides])
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: there is no such config file") from error
+        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+        left = values(argv)
     except (flags.Error, AttributeError, KeyError, TypeError) as error:
         raise ValueError(str(error)) from error
     if len(left) > 1:

@@ -129,7 +129,7 @@ def test() -> MGIEConfig:
             attention_head_dim=2, cross_attention_dim=32, norm_num_groups=8, sample_size=16,
         ),
         vae=VAEConfig(block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8, sample_size=32),
-        prompt=PromptConfig(system="", question="{instruction}", model_max_length=96),
+        prompt=PromptConfig(system="", question="{instruction}", model_max_length=384),
         sampling=SamplingConfig(resolution=32, steps=3, max_new_tokens=12),
     )  # fmt: skip
 

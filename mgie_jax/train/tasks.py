@@ -130,7 +130,10 @@ def _joint(config: ml_collections.ConfigDict, start: Start, pairs: EditPairs) ->
     batch = edit_pair_batches(
         pairs, start.tokenizer, start.config, config.batch_size, config.max_tokens, config.image_size
     )
-    loss = make_joint_loss(MGIE(start.config), start.tokenizer.img_ids[0], noise_draws=config.noise_draws)
+    loss = make_joint_loss(
+        MGIE(start.config), start.tokenizer.img_ids[0], noise_draws=config.noise_draws,
+        timestep_power=config.timestep_power,
+    )  # fmt: skip
     return Task(params, frozen, loss, batch)
 
 

@@ -14,7 +14,6 @@ from diffusers import AutoencoderKL, EulerAncestralDiscreteScheduler, UNet2DCond
 from transformers import CLIPImageProcessor, CLIPVisionModel, LlamaForCausalLM
 
 from mgie_jax.models import presets
-from mgie_jax.models.mgie import MGIE
 from mgie_jax.text.train_tokenizer import save_tokenizer, train_bpe
 from mgie_jax.weights import files
 from mgie_jax.weights.files import load_config, load_model_dir, load_tokenizer, save_model_dir
