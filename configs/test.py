@@ -25,7 +25,8 @@ def get_config(stage: str = "joint") -> ml_collections.ConfigDict:
     c.color_jitter = 0.5
     c.lpips_weight = 0.0
     c.kl_weight = 1e-6
-    c.trainable = ("mllm/",) if stage == "mllm" else ("mllm/model/embed_tokens/", "mllm/lm_head/", "edit_head/", "unet/")
+    paper = ("mllm/model/embed_tokens/", "mllm/lm_head/", "edit_head/", "unet/")
+    c.trainable = ("mllm/",) if stage == "mllm" else paper
     c.learning_rate = {"mllm": 5e-4, "default": 1e-4}
     c.final_lr_fraction = 0.0
     c.warmup = 0.03

@@ -29,7 +29,8 @@ FRAMES = {
     "raise": (
         "increase the {x}", "raise the {x}", "boost the {x}", "lift the {x}", "crank the {x} up", "dial the {x} up",
         "turn the {x} up", "bring the {x} up", "step up the {x}", "pump up the {x}", "push the {x} of {n} up",
-        "~more {x}", "~higher {x}", "~{x} up", "~too little {x}", "~not enough {x}", "~the {x} is too low", "~way more {x}",
+        "~more {x}", "~higher {x}", "~{x} up", "~too little {x}", "~not enough {x}", "~the {x} is too low",
+        "~way more {x}",
         "~i want more {x}", "move the {x} up", "~lacks {x}", "give {n} a lot more {x}", "~the {x} should go up",
         "take the {x} up", "~plus {x}", "amplify the {x}",
     ),
@@ -163,7 +164,8 @@ LEXICON: dict[str, dict[str, tuple[str, ...]]] = {
                    "its opposite colors", "a color negative"),
     },
     "vignette": {
-        "adjective": ("darker at the edges", "dark around the corners", "darker in the corners", "black at the borders"),
+        "adjective": ("darker at the edges", "dark around the corners", "darker in the corners",
+                      "black at the borders"),
         "thing": ("a vignette", "dark corners", "a dark vignette", "dark edges", "a vignette effect", "darker borders",
                   "black corners", "vignetting", "shaded corners", "a dark frame around"),
     },
@@ -259,7 +261,8 @@ LEXICON: dict[str, dict[str, tuple[str, ...]]] = {
         "raise": ("quality", "overall quality"),
     },
     "fix_lighting": {
-        "thing": ("better lighting", "the right lighting", "good lighting", "balanced lighting", "a lighting correction",
+        "thing": ("better lighting", "the right lighting", "good lighting", "balanced lighting",
+                  "a lighting correction",
                   "lighting correction", "even lighting", "nicer lighting"),
         "adjective": ("well lit", "properly lit", "evenly lit"),
     },
