@@ -12,6 +12,7 @@ FIGURES = ("psnr", "L_1", "L_ins", "L_edit", "token_accuracy")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare this command's arguments on its parser."""
     parser.description = "Draw the training curves of runs, from the metrics.jsonl of their folders."
     parser.epilog = EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter

@@ -11,6 +11,7 @@ EXAMPLES = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare this command's arguments on its parser."""
     parser.description = "Gather training photographs, and look at the examples generated from them."
     parser.epilog = EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter

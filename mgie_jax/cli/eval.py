@@ -16,6 +16,7 @@ EXAMPLES = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare this command's arguments on its parser."""
     parser.description = "Measure a model: every kind of global edit, on held-out photos, in held-out words."
     parser.epilog = EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter

@@ -16,6 +16,7 @@ same command is given again. The trained model directory is WORKDIR/model.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare this command's arguments on its parser."""
     parser.description = "Train a model, or one stage of one, from a config file."
     parser.epilog = EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
