@@ -65,6 +65,7 @@ class EditPairs:
       cutouts: objects for local edits; without any, their share of the mix goes to global edits.
       mix: how often each family of edits occurs.
       degraded: how often a photo is spoiled before a repair; otherwise it is repaired as it is.
+      weights: how often a kind occurs among its family, against the others' 1.
     """
 
     photos: Sequence[np.ndarray]
@@ -74,23 +75,26 @@ class EditPairs:
     cutouts: Sequence[Cutout] = ()
     mix: Mix = Mix()
     degraded: float = 0.85
+    weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        """Raises ValueError for an unknown split, no photos, or an empty mix."""
+        """Raises ValueError for an unknown split or kind, no photos, or an empty mix."""
         if self.split not in ("train", "heldout"):
             raise ValueError(f"split must be 'train' or 'heldout', not {self.split!r}")
         if isinstance(self.photos, Mapping) or not len(self.photos):
             raise ValueError("photos must be a sequence of at least one array")
         if min(self._shares()) < 0 or sum(self._shares()) <= 0:
             raise ValueError(f"not a mix of edits: {self.mix}")
+        if unknown := sorted(set(self.weights) - set(KINDS)):
+            raise ValueError(f"weights for unknown kinds {', '.join(unknown)}; known are {', '.join(KINDS)}")
+        if min(self.weights.values(), default=1) <= 0:
+            raise ValueError(f"weights must be above 0: {dict(self.weights)}")
 
     def example(self, index: int) -> EditExample:
         """Example number `index` (>= 0), of a kind drawn from the mix."""
         rng = self._rng(index)
-        shares = np.cumsum(self._shares())
-        family = int(np.searchsorted(shares, rng.random() * shares[-1], side="right"))
-        kinds = (tuple(GLOBAL_OPS), tuple(REPAIRS), LOCAL_KINDS)[family]
-        return self._make(kinds[int(rng.integers(len(kinds)))], rng)
+        kinds = (tuple(GLOBAL_OPS), tuple(REPAIRS), LOCAL_KINDS)[_drawn(self._shares(), rng)]
+        return self._make(kinds[_drawn([self.weights.get(kind, 1.0) for kind in kinds], rng)], rng)
 
     def example_of(self, kind: str, index: int) -> EditExample:
         """Example number `index` of one kind, for evaluation kind by kind.
@@ -173,6 +177,12 @@ class EditPairs:
             image = image ** np.float32(np.exp(rng.normal(0, 0.18)))
             image = np.minimum(image * rng.uniform(0.93, 1.07, 3).astype(np.float32), 1)
         return image
+
+
+def _drawn(shares: Sequence[float], rng: np.random.Generator) -> int:
+    """An index, as often as its share says."""
+    bounds = np.cumsum(shares)
+    return int(np.searchsorted(bounds, rng.random() * bounds[-1], side="right"))
 
 
 def _resized(pixels: np.ndarray, size: int) -> np.ndarray:

@@ -24,10 +24,12 @@ from mgie_jax.train.loop import Task, fit
 from mgie_jax.train.loss import make_instruction_loss, make_joint_loss
 from mgie_jax.train.state import TrainState, merge_params, split_params
 from mgie_jax.train.vae import make_vae_task, normalise_latents
+from mgie_jax.train.whiten import edit_head_inputs, whiten_llm2hid
 from mgie_jax.weights.files import load_model_dir, load_tokenizer, save_model_dir
 
 TOKENIZER_EXAMPLES = 20_000
 NORMALISE_ON = 64  # photos
+WHITEN_ON = 1024  # examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +72,7 @@ def training_pairs(config: ml_collections.ConfigDict) -> EditPairs:
         size=config.example_size,
         cutouts=load_cutouts(config.cutouts) if config.cutouts else (),
         mix=Mix(*config.mix),
+        weights=dict(config.get("weights", {})),
     )
 
 
@@ -126,7 +129,15 @@ def _mllm(config: ml_collections.ConfigDict, start: Start, pairs: EditPairs) -> 
 
 
 def _joint(config: ml_collections.ConfigDict, start: Start, pairs: EditPairs) -> Task:
-    params, frozen = split_params(start.params, config.trainable)
+    whole = start.params
+    if config.get("whiten", False):
+        texts = text_batches(pairs, start.tokenizer, start.config, 32, config.max_tokens)
+        inputs = edit_head_inputs(
+            MGIE(start.config), whole, (texts(i) for i in range(WHITEN_ON // 32)), start.tokenizer.img_ids[0]
+        )
+        llm2hid = whiten_llm2hid(whole["edit_head"]["llm2hid"], inputs)
+        whole = {**whole, "edit_head": {**whole["edit_head"], "llm2hid": llm2hid}}
+    params, frozen = split_params(whole, config.trainable)
     batch = edit_pair_batches(
         pairs, start.tokenizer, start.config, config.batch_size, config.max_tokens, config.image_size
     )

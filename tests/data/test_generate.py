@@ -152,3 +152,18 @@ def test_load_cutouts(tmp_path):
     assert loaded[0].pixels.shape[1] > 70
     with pytest.raises(FileNotFoundError):
         load_cutouts(tmp_path / "absent")
+
+
+def test_weights_shift_kinds_within_their_family(photos):
+    pairs = EditPairs(photos, size=16, seed=3, mix=Mix(1.0, 0.0, 0.0), weights={"warmer": 60.0})
+    kinds = [pairs.example(i).kind for i in range(200)]
+    share = 60 / (60 + len(GLOBAL_OPS) - 1)
+    assert abs(kinds.count("warmer") / len(kinds) - share) < 0.1
+
+
+@pytest.mark.parametrize(
+    "weights, words", [({"wamer": 2.0}, "unknown kinds wamer"), ({"warmer": 0.0}, "must be above 0")]
+)
+def test_bad_weights(photos, weights, words):
+    with pytest.raises(ValueError, match=words):
+        EditPairs(photos, weights=weights)
