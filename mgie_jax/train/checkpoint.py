@@ -30,11 +30,18 @@ class Checkpoints:
 
         Raises:
             FileNotFoundError: there is no checkpoint.
+            ValueError: it holds other parameters or another optimizer than `like`.
         """
         if self.latest() is None:
             raise FileNotFoundError(f"no checkpoint in {self._manager.directory}")
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        return self._manager.restore(self.latest(), args=ocp.args.StandardRestore(shapes))
+        try:
+            return self._manager.restore(self.latest(), args=ocp.args.StandardRestore(shapes))
+        except ValueError as error:  # orbax's message lists every parameter there is
+            raise ValueError(
+                f"{self._manager.directory / str(self.latest())} was saved by a run with another model, `trainable` or "
+                "`learning_rate`; go on with that run's config, or begin in another workdir"
+            ) from error
 
     def close(self) -> None:
         """Waits for a save in progress."""

@@ -63,3 +63,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     broken = Task({"w": np.ones(5, np.float32)}, {}, poison, lambda number: np.zeros(1))
     with pytest.raises(FloatingPointError, match="step 1"):
         fit(broken, config(), tmp_path)
+
+
+def test_a_checkpoint_of_another_run_is_refused_in_a_sentence(tmp_path):
+    fit(task(), config(steps=4), tmp_path)
+    with pytest.raises(ValueError, match="begin in another workdir") as refused:
+        fit(task(), config(learning_rate={"default": 0.05, "w": 0.01}), tmp_path)
+    assert len(str(refused.value)) < 400
