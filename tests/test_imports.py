@@ -22,7 +22,7 @@ RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
 
 # Third-party packages that only some files may import; an empty tuple means nowhere.
 CONFINED = {
-    "torch": ("weights/files.py", "bench.py"),
+    "torch": ("weights/torch_files.py", "bench.py"),
     "diffusers": ("bench.py",),
     "tensorflow": (),
     "tensorflow_datasets": ("data/",),
@@ -131,7 +131,7 @@ def test_a_circle_within_a_layer_is_caught(tmp_path):
             "models/unet.py",
             "from mgie_jax.models import blocks\nfrom mgie_jax.diffusion.schedule import betas",
         ),
-        ("weights/files.py", "import torch"),
+        ("weights/torch_files.py", "import torch"),
         ("data/builder.py", "import tensorflow_datasets as tfds"),
         ("train/step.py", "from mgie_jax.data import generate"),
         ("cli/__init__.py", "from mgie_jax import __version__\nfrom .edit import run"),

@@ -12,6 +12,9 @@ from mgie_jax.weights.tensors import ModelDirError
 
 C = TypeVar("C")
 
+_LARGEST = 2**31  # a damaged size must not become an endless network, nor a number that nothing can hold
+_MOST_LAYERS = 1000
+
 # What the networks are built with and the dataclasses have no field for. Written into every config.json, and
 # a file that says otherwise is of another network. A field that a file leaves out has the value given here.
 FIXED: dict[str, dict[str, Any]] = {
@@ -73,24 +76,29 @@ def check_fixed(part: str, fields: Mapping[str, Any], where: str) -> None:
         raise ModelDirError(f"{where} describes another network: {'; '.join(wrong)}")
 
 
-def from_fields(cls: type[C], fields: Mapping[str, Any], where: str) -> C:
+def from_fields(cls: type[C], fields: Any, where: str) -> C:
     """A dataclass from the fields of a file; what the class does not know is left aside.
 
     Raises:
       ModelDirError: a field without default is missing, has another type, or the class refuses its value.
     """
+    if not isinstance(fields, Mapping):
+        raise ModelDirError(f"{where}: expected an object, found {fields!r}")
     hints = typing.get_type_hints(cls)
     values = {}
     for field in dataclasses.fields(cls):
         if field.name in fields:
-            values[field.name] = _typed(fields[field.name], hints[field.name], f"{where}: {field.name}")
+            value = _typed(fields[field.name], hints[field.name], f"{where}: {field.name}")
+            if "layers" in field.name and isinstance(value, int) and value > _MOST_LAYERS:
+                raise ModelDirError(f"{where}: {field.name} is {value}, at most {_MOST_LAYERS} are supported")
+            values[field.name] = value
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ModelDirError(f"{where} lacks {field.name!r}; it must hold every size of the network")
     try:
         return cls(**values)
     except ModelDirError:
         raise
-    except ValueError as error:
+    except (ValueError, ArithmeticError) as error:
         raise ModelDirError(f"{where}: {error}") from error
 
 
@@ -109,6 +117,8 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
             return tuple(_typed(item, item_hint, where) for item, item_hint in zip(value, hints, strict=True))
     if origin is typing.Literal and value in arguments:
         return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) > _LARGEST:
+        raise ModelDirError(f"{where}: {str(value)[:20]} is beyond any network")
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):

@@ -7,6 +7,7 @@
     mllm/                     config.json, model.safetensors: LlamaForCausalLM and `model.mm_projector`
     edit_head/                config.json, model.safetensors: the edit head and `emb`, its eight [IMG] rows
     tokenizer/                tokenizer.json, tokenizer_config.json, special_tokens_map.json
+    SHA256SUMS                of each of these files
 
 Weights may be sharded (`*.safetensors.index.json`). A directory appears under its name only when whole.
 """
@@ -14,10 +15,9 @@ Weights may be sharded (`*.safetensors.index.json`). A directory appears under i
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,11 @@ from mgie_jax.models.mgie import MGIE, NUM_IMG_TOKENS
 from mgie_jax.models.presets import MGIEConfig
 from mgie_jax.text.prompt import IM_PATCH, PromptTokenizer
 from mgie_jax.weights import tables
+from mgie_jax.weights.atomic import new_folder, sha256, write_sums, write_text
 from mgie_jax.weights.model_config import config_files, load_config
-from mgie_jax.weights.rules import KeyMismatch, from_torch, iter_torch, leaves, match
-from mgie_jax.weights.tensors import SHARD_BYTES, ModelDirError, read_tensors, write_tensors
-
-Place = Callable[[tuple[str, ...], np.ndarray], Any]
+from mgie_jax.weights.rules import KeyMismatch, LazyLeaf, Place, from_torch, iter_torch, match
+from mgie_jax.weights.tensor import ModelDirError, Tensor, last_rows
+from mgie_jax.weights.tensors import SHARD_BYTES, read_tensors, write_tensors
 
 TABLES = {
     "vision_tower": tables.VISION_TOWER,
@@ -45,35 +45,66 @@ TABLES = {
 }
 
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
+_EMBEDDING = "model.embed_tokens.weight"
+
+
 def _stem(part: str) -> str:
     return "diffusion_pytorch_model" if part in ("unet", "vae") else "model"
 
 
 def _by_part(params: Mapping) -> dict[str, dict]:
-    """The parameter tree, regrouped by folder; `emb`, where absent, is the embedding's last eight rows."""
+    """The parameter tree, regrouped by folder."""
     mllm = dict(params["mllm"])
     tower = mllm.pop("vision_tower")
-    emb = params.get("emb")
-    if emb is None:
-        emb = mllm["model"]["embed_tokens"]["embedding"][-NUM_IMG_TOKENS:]
-    return {
-        "vision_tower": tower,
-        "mllm": mllm,
-        "edit_head": dict(params["edit_head"]) | {"emb": emb},
-        "unet": params["unet"],
-        "vae": params["vae"],
-    }
+    head = dict(params["edit_head"]) | ({"emb": params["emb"]} if "emb" in params else {})
+    return {"vision_tower": tower, "mllm": mllm, "edit_head": head, "unet": params["unet"], "vae": params["vae"]}
+
+
+def _with_emb(head: Mapping[str, Any], mllm: Mapping[str, Any]) -> dict[str, Any]:
+    """The edit head's tensors with `emb`: where absent, the last eight rows of the MLLM's embedding."""
+    rows = mllm.get(_EMBEDDING)
+    if "emb" in head or rows is None or len(rows.shape) != 2 or rows.shape[0] < NUM_IMG_TOKENS:
+        return dict(head)
+    return dict(head) | {"emb": last_rows(rows, NUM_IMG_TOKENS)}
 
 
 @lru_cache(maxsize=8)  # tracing every network takes seconds
 def _templates(config: MGIEConfig, dtype: np.dtype) -> dict[str, dict]:
-    shapes = MGIE(config).shapes()
+    try:
+        shapes = MGIE(config).shapes()
+    except Exception as error:  # sizes that are fine one by one may still make no network: whatever flax then raises
+        raise ModelDirError(f"the configuration describes no network: {str(error).splitlines()[:1]}") from error
     shapes["emb"] = jax.ShapeDtypeStruct((NUM_IMG_TOKENS, config.mllm.llm.hidden_size), jnp.float32)
     return _by_part(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes))
 
 
+def expected(config: MGIEConfig) -> dict[str, dict]:
+    """The tree of shapes of each part's parameters.
+
+    Raises:
+      ModelDirError: no network has these sizes.
+    """
+    return _templates(config, np.dtype(np.float32))
+
+
+def part_tensors(path: str | Path, part: str) -> dict[str, Tensor]:
+    """The tensors of one folder of a model directory, none read yet; the edit head's with `emb`.
+
+    Raises:
+      ModelDirError: folder or file missing, cut short or damaged.
+    """
+    folder = Path(path) / part
+    if not folder.is_dir():
+        raise ModelDirError(f"{folder} is missing; a model directory must have the folder {part}/")
+    tensors = read_tensors(folder, _stem(part))
+    if part == "edit_head" and "emb" not in tensors:
+        return _with_emb(tensors, part_tensors(path, "mllm"))
+    return tensors
+
+
 def load_part(
-    path: str | Path, part: str, template: Mapping, place: Place = lambda path, array: array
+    path: str | Path, part: str, template: Mapping, place: Place = lambda path, leaf: np.asarray(leaf)
 ) -> dict:
     """The parameters of one folder of a model directory, or of any folder of diffusers or transformers.
 
@@ -81,34 +112,29 @@ def load_part(
       path: the model directory.
       part: the folder's name, a key of `TABLES`.
       template: the shapes and dtypes expected.
-      place: called with each parameter's path within the part and its host array; see `rules.from_torch`.
+      place: called with each parameter's path within the part and the parameter still in its files; see
+        `rules.from_torch`.
 
     Raises:
       ModelDirError: folder or file missing, cut short or damaged; a key missing, left over or misshaped.
     """
-    folder = Path(path) / part
-    if not folder.is_dir():
-        raise ModelDirError(f"{folder} is missing; a model directory must have the folder {part}/")
-    tensors = read_tensors(folder, _stem(part))
-    if part == "edit_head" and "emb" in template and "emb" not in tensors:
-        template = {name: leaf for name, leaf in template.items() if name != "emb"}
     try:
-        return from_torch(template, tensors, part, TABLES[part], place)
+        return from_torch(template, part_tensors(path, part), part, TABLES[part], place)
     except KeyMismatch as error:
-        raise ModelDirError(f"{folder}/{_stem(part)}.safetensors: {error}") from error
+        raise ModelDirError(f"{Path(path) / part / _stem(part)}.safetensors: {error}") from error
 
 
 def load_model_dir(
-    path: str | Path, dtype: Any = jnp.float32, place: Place = lambda path, array: jnp.asarray(array)
+    path: str | Path, dtype: Any = jnp.float32, place: Place = lambda path, leaf: jnp.asarray(np.asarray(leaf))
 ) -> tuple[MGIEConfig, dict]:
     """A model directory's configuration and parameters.
 
     Args:
       path: the directory.
       dtype: every parameter is cast to it.
-      place: called with each parameter's path in the tree and its host array as soon as it is read; by
-        default it goes to JAX's default device. With `jax.device_put` to a sharding no host ever holds the
-        whole model.
+      place: called with each parameter's path in the tree and the parameter still in its files; by default it goes
+        to JAX's default device. With `rules.sharded` each device reads its own part, and no host ever holds more
+        than one part beyond what its devices keep.
 
     Returns:
       The configuration, and {"mllm", "edit_head", "unet", "vae", "emb"}: `MGIE.init`'s tree and `emb` (8, d).
@@ -122,14 +148,11 @@ def load_model_dir(
     for part, template in _templates(config, np.dtype(dtype)).items():
         top = {"vision_tower": ("mllm", "vision_tower")}.get(part, (part,))
 
-        def put(leaf: tuple[str, ...], array: np.ndarray, top=top) -> Any:
-            return place(leaf if leaf == ("emb",) else top + leaf, array)
+        def put(name: tuple[str, ...], leaf: LazyLeaf, top=top) -> Any:
+            return place(name if name == ("emb",) else top + name, leaf)
 
         loaded[part] = load_part(path, part, template, put)
-    emb = loaded["edit_head"].pop("emb", None)
-    if emb is None:
-        rows = loaded["mllm"]["model"]["embed_tokens"]["embedding"][-NUM_IMG_TOKENS:]
-        emb = place(("emb",), np.asarray(rows))
+    emb = loaded["edit_head"].pop("emb")
     mllm = loaded["mllm"] | {"vision_tower": loaded["vision_tower"]}
     return config, {"mllm": mllm, **{part: loaded[part] for part in ("edit_head", "unet", "vae")}, "emb": emb}
 
@@ -160,9 +183,80 @@ def load_tokenizer(path: str | Path, config: MGIEConfig) -> PromptTokenizer:
     return tokenizer
 
 
-def _cast(tensors: Iterable[tuple[str, np.ndarray]], dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
-    for key, tensor in tensors:
-        yield key, tensor.astype(dtype, copy=False)
+def write_model_dir(
+    path: str | Path,
+    config: MGIEConfig,
+    parts: Mapping[str, Iterable[tuple[str, Any]]],
+    tokenizer_dir: str | Path,
+    dtype: Any = None,
+    overwrite: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Writes a model directory from PyTorch tensors, one at a time; diffusers, transformers and we read it.
+
+    Every key and shape is checked before anything is written. All is written into a hidden folder beside `path`,
+    which takes its name when whole: whatever interrupts this, `path` holds the old model, the new one, or (for an
+    instant, while one replaces the other) nothing. With it goes SHA256SUMS, which `weights.check` and
+    `sha256sum -c` compare the files with.
+
+    Args:
+      path: the directory to make; its parent is made where missing.
+      config: the model's configuration.
+      parts: for each of `TABLES` its (PyTorch key, tensor) pairs, of `weights.tensors.Tensor`, arrays or anything
+        else with shape, dtype and slices. Keys may be as files in circulation have them (`weights.tables`). Where
+        "edit_head" lacks `emb` the last eight rows of the MLLM's embedding are it.
+      tokenizer_dir: folder of `tokenizer.json` and its companions, as `save_tokenizer` writes it.
+      dtype: what floats are cast to; None keeps each tensor as it is, bit for bit.
+      overwrite: replace what is at `path`.
+      shard_bytes: size beyond which a part's weights are split over several files.
+      progress: called with the bytes written after each tensor.
+
+    Raises:
+      ModelDirError: `path` exists and `overwrite` is False, there is no tokenizer, or the tensors do not fit.
+    """
+    path, tokenizer_dir = Path(path).absolute(), Path(tokenizer_dir)
+    if path.exists() and not overwrite:
+        raise ModelDirError(f"{path} exists already; choose another name or ask to overwrite it")
+    if not (tokenizer_dir / "tokenizer.json").is_file():
+        raise ModelDirError(f"{tokenizer_dir} holds no tokenizer.json; save the tokenizer there first")
+    if parts.keys() != TABLES.keys():
+        raise ModelDirError(f"cannot write {path}: its parts are {', '.join(TABLES)}, given {', '.join(parts)}")
+    found = {part: _unique(pairs, part) for part, pairs in parts.items()}
+    found["edit_head"] = _with_emb(found["edit_head"], found["mllm"])
+    tensors, dtypes = {}, {}
+    for part, template in expected(config).items():
+        try:
+            source = match(template, found[part], part, TABLES[part])
+        except KeyMismatch as error:
+            raise ModelDirError(f"cannot write {path}: {error}") from error
+        tensors[part] = {key: found[part][name] for key, name in source.items()}
+        kept = Counter(np.dtype(tensor.dtype).name for tensor in tensors[part].values())
+        dtypes[part] = kept.most_common(1)[0][0] if dtype is None else np.dtype(dtype).name
+    with new_folder(path, overwrite) as new:
+        sums = {}
+        for part, named in tensors.items():
+            (new / part).mkdir()
+            written = write_tensors(new / part, _stem(part), named.items(), dtype, shard_bytes, progress)
+            sums |= {f"{part}/{name}": digest for name, digest in written.items()}
+        (new / "scheduler").mkdir()
+        (new / "tokenizer").mkdir()
+        for name in TOKENIZER_FILES:
+            if (tokenizer_dir / name).is_file():
+                shutil.copyfile(tokenizer_dir / name, new / "tokenizer" / name)
+                sums[f"tokenizer/{name}"] = sha256(new / "tokenizer" / name)
+        for name, fields in config_files(config, dtypes).items():
+            sums[name] = write_text(new / name, json.dumps(fields, indent=2, sort_keys=True) + "\n")
+        write_sums(new, sums)
+
+
+def _unique(pairs: Iterable[tuple[str, Any]], part: str) -> dict[str, Any]:
+    tensors: dict[str, Any] = {}
+    for key, tensor in pairs:
+        if key in tensors:
+            raise ModelDirError(f"{part}: {key} is there twice; a network has one tensor of a name")
+        tensors[key] = tensor
+    return tensors
 
 
 def save_model_dir(
@@ -174,69 +268,13 @@ def save_model_dir(
     overwrite: bool = False,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes a model directory that diffusers, transformers and `load_model_dir` read.
-
-    All is written into a hidden folder beside `path`, which takes its name when whole: whatever interrupts
-    this, `path` holds the old model, the new one, or (for an instant, while one replaces the other) nothing.
+    """Writes a model directory from JAX parameters; see `write_model_dir`.
 
     Args:
-      path: the directory to make; its parent is made where missing.
-      config: the model's configuration.
       params: {"mllm", "edit_head", "unet", "vae"} and optionally "emb".
-      tokenizer_dir: folder of `tokenizer.json` and its companions, as `save_tokenizer` writes it.
-      dtype: of the written tensors.
-      overwrite: replace what is at `path`.
-      shard_bytes: size beyond which a part's weights are split over several files.
 
     Raises:
       ModelDirError: `path` exists and `overwrite` is False, there is no tokenizer, or params do not fit.
     """
-    path, tokenizer_dir, dtype = Path(path).absolute(), Path(tokenizer_dir), np.dtype(dtype)
-    if path.exists() and not overwrite:
-        raise ModelDirError(f"{path} exists already; choose another name or ask to overwrite it")
-    if not (tokenizer_dir / "tokenizer.json").is_file():
-        raise ModelDirError(f"{tokenizer_dir} holds no tokenizer.json; save the tokenizer there first")
-    parts = _by_part(params)
-    for part, template in _templates(config, dtype).items():
-        try:
-            match(template, {key: leaf for leaf, _ in leaves(parts[part]) for key in leaf.keys}, part)
-        except KeyMismatch as error:
-            raise ModelDirError(f"cannot write {path}: {error}") from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-", dir=path.parent))
-    try:
-        for part in (*parts, "scheduler", "tokenizer"):
-            (new / part).mkdir()
-        for part, tree in parts.items():
-            write_tensors(new / part, _stem(part), _cast(iter_torch(tree), dtype), shard_bytes)
-        for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model"):
-            if (tokenizer_dir / name).is_file():
-                shutil.copyfile(tokenizer_dir / name, new / "tokenizer" / name)
-        for name, fields in config_files(config, dtype.name).items():
-            (new / name).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
-        new.chmod(0o777 & ~_umask())
-        _replace(new, path)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
-def _replace(new: Path, path: Path) -> None:
-    """`new` gets the name `path`; what had it is removed."""
-    if not path.exists():
-        new.rename(path)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent))
-    path.rename(old / path.name)
-    try:
-        new.rename(path)
-    except OSError:
-        (old / path.name).rename(path)
-        raise
-    shutil.rmtree(old)
-
-
-def _umask() -> int:
-    # Reading the umask means setting it; mkdtemp's 0700 would hide the model from its owner's group.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    parts = {part: iter_torch(tree) for part, tree in _by_part(params).items()}
+    write_model_dir(path, config, parts, tokenizer_dir, dtype, overwrite, shard_bytes)

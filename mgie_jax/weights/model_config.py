@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from mgie_jax.diffusion.schedule import ScheduleConfig
@@ -17,14 +18,13 @@ from mgie_jax.weights.configs import FIXED, check_fixed, from_fields, to_fields
 from mgie_jax.weights.tensors import ModelDirError, read_json
 
 _DIFFUSERS_VERSION = "0.31.0"  # the oldest whose classes were checked to read these files
-_SCHEDULERS = {
-    "euler_ancestral": ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "linspace"}),
-    "ddim": (
-        "DDIMScheduler",
-        {"timestep_spacing": "leading", "clip_sample": False, "set_alpha_to_one": False},
-    ),
-    "dpmpp_2m": ("DPMSolverMultistepScheduler", {"timestep_spacing": "linspace"}),
+_SCHEDULERS = {  # the class and its timestep_spacing
+    "euler_ancestral": ("EulerAncestralDiscreteScheduler", "linspace"),
+    "ddim": ("DDIMScheduler", "leading"),
+    "dpmpp_2m": ("DPMSolverMultistepScheduler", "linspace"),
 }
+# What DDIM needs said. Every file has it: people load another class from a file than the one that is named in it.
+_DDIM = {"clip_sample": False, "set_alpha_to_one": False}
 _CLIP_PREPROCESSING = {
     "image_processor_type": "CLIPImageProcessor",
     "do_resize": True,
@@ -39,29 +39,36 @@ _CLIP_PREPROCESSING = {
 }
 
 
-def config_files(config: MGIEConfig, dtype: str) -> dict[str, dict]:
-    """{file: fields} of every configuration file."""
-    vision, llm, diffusers = config.mllm.vision, config.mllm.llm, {"_diffusers_version": _DIFFUSERS_VERSION}
-    levels = len(config.vae.block_out_channels)
-    longest = config.prompt.model_max_length + config.sampling.max_new_tokens
-    scheduler, spacing = _SCHEDULERS[config.sampling.sampler]
-    crop = {"height": vision.image_size, "width": vision.image_size}
+def diffusion_files(unet: UNetConfig, vae: VAEConfig, schedule: ScheduleConfig, sampler: str) -> dict[str, dict]:
+    """{file: fields} of the configuration files that diffusers reads."""
+    levels, diffusers = len(vae.block_out_channels), {"_diffusers_version": _DIFFUSERS_VERSION}
+    scheduler, spacing = _SCHEDULERS[sampler]
     return {
-        "unet/config.json": FIXED["unet"] | diffusers | to_fields(config.unet),
-        "vae/config.json": FIXED["vae"] | diffusers | to_fields(config.vae) | {
+        "unet/config.json": FIXED["unet"] | diffusers | to_fields(unet),
+        "vae/config.json": FIXED["vae"] | diffusers | to_fields(vae) | {
             "down_block_types": ["DownEncoderBlock2D"] * levels,
             "up_block_types": ["UpDecoderBlock2D"] * levels,
         },
-        "scheduler/scheduler_config.json": FIXED["scheduler"] | diffusers | to_fields(config.schedule)
-        | spacing | {"_class_name": scheduler},
+        "scheduler/scheduler_config.json": FIXED["scheduler"] | diffusers | to_fields(schedule)
+        | _DDIM | {"_class_name": scheduler, "timestep_spacing": spacing},
+    }  # fmt: skip
+
+
+def config_files(config: MGIEConfig, dtypes: Mapping[str, str]) -> dict[str, dict]:
+    """{file: fields} of every configuration file; `dtypes` are of each part's weights."""
+    vision, llm = config.mllm.vision, config.mllm.llm
+    longest = config.prompt.model_max_length + config.sampling.max_new_tokens
+    scheduler, _ = _SCHEDULERS[config.sampling.sampler]
+    crop = {"height": vision.image_size, "width": vision.image_size}
+    return diffusion_files(config.unet, config.vae, config.schedule, config.sampling.sampler) | {
         "vision_tower/config.json": FIXED["vision_tower"] | to_fields(vision)
-        | {"architectures": ["CLIPVisionModel"], "torch_dtype": dtype},
+        | {"architectures": ["CLIPVisionModel"], "torch_dtype": dtypes["vision_tower"]},
         "vision_tower/preprocessor_config.json": _CLIP_PREPROCESSING
         | {"size": {"shortest_edge": vision.image_size}, "crop_size": crop},
         "mllm/config.json": FIXED["mllm"] | to_fields(llm) | {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
-            "torch_dtype": dtype,
+            "torch_dtype": dtypes["mllm"],
             "max_position_embeddings": max(2048, longest),
             "mm_projector_type": config.mllm.mm_projector_type,
             "mm_hidden_size": vision.hidden_size,
@@ -72,7 +79,8 @@ def config_files(config: MGIEConfig, dtype: str) -> dict[str, dict]:
         | to_fields(config.edit_head)
         | {"architectures": ["EditHead"]},
         # Last, because it is what makes a folder a model directory.
-        "model_index.json": diffusers | {
+        "model_index.json": {
+            "_diffusers_version": _DIFFUSERS_VERSION,
             "_class_name": "MGIEPipeline",
             "edit_head": ["mgie_jax", "EditHead"],
             "mllm": ["transformers", "LlamaForCausalLM"],
@@ -90,16 +98,19 @@ def _im_patch_id(path: Path) -> int:
     """From the tokenizer, for an mllm/config.json that another program wrote."""
     file = path / "tokenizer" / "tokenizer.json"
     added = read_json(file).get("added_tokens", [])
-    ids = [token["id"] for token in added if token.get("content") == IM_PATCH]
+    tokens = [token for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+    ids = [token.get("id") for token in tokens if token.get("content") == IM_PATCH]
     if not ids:
         raise ModelDirError(f"{file} lacks the token {IM_PATCH}; add it to the tokenizer")
     return ids[0]
 
 
-def _llama_fields(fields: dict, where: Path) -> dict:
+def llama_fields(fields: dict, where: Path) -> dict:
     """`fields` as transformers 4 names them, from either version."""
     rope = fields.get("rope_parameters")  # transformers 5
     if rope:
+        if not isinstance(rope, dict):
+            raise ModelDirError(f"{where}: rope_parameters: expected an object, found {rope!r}")
         if rope.get("rope_type", "default") != "default":
             raise ModelDirError(f"{where}: rope_type {rope['rope_type']!r} is not supported, only 'default'")
         fields = fields | {"rope_theta": rope.get("rope_theta", 10000.0)}
@@ -126,14 +137,15 @@ def load_config(path: str | Path) -> MGIEConfig:
     def part(name: str, cls: type, nested: str | None = None):
         file = path / name / ("scheduler_config.json" if name == "scheduler" else "config.json")
         fields = read_json(file)
-        fields = (
-            fields.get(nested) or fields
-        )  # a whole CLIP's config.json holds the tower's under vision_config
+        # A whole CLIP's config.json holds the tower's under vision_config.
+        fields = fields[nested] if isinstance(fields.get(nested), dict) else fields
         check_fixed(name, fields, str(file))
-        return from_fields(cls, _llama_fields(fields, file) if name == "mllm" else fields, str(file)), fields
+        return from_fields(cls, llama_fields(fields, file) if name == "mllm" else fields, str(file)), fields
 
     index = path / "model_index.json"
     mgie = read_json(index).get("mgie", {})
+    if not isinstance(mgie, dict):
+        raise ModelDirError(f"{index}: mgie: expected an object, found {mgie!r}")
     llm, fields = part("mllm", LlamaConfig)
     joint = {"mm_projector_type": "linear"} | fields  # LLaVA v1 has no name for it
     if "im_patch_id" not in joint:
@@ -154,5 +166,5 @@ def load_config(path: str | Path) -> MGIEConfig:
         )
     except ModelDirError:
         raise
-    except ValueError as error:
+    except (ValueError, ArithmeticError) as error:
         raise ModelDirError(f"{path}: the parts do not fit together: {error}") from error

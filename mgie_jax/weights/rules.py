@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mgie_jax.weights.tables import PLAIN, Table
+from mgie_jax.weights.tensor import Slices, cast, is_floating, narrows, whole_slices
 
 STACKED_PARTS = ("layers", "block")
 _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
@@ -36,16 +38,25 @@ class KeyMismatch(ValueError):
       missing: keys the network has and the tensors lack.
       unexpected: keys the tensors have and the network lacks.
       misshaped: key -> (shape the network has, shape found).
+      mistyped: key -> dtype found, which holds no real numbers.
     """
 
-    def __init__(self, network: str, missing: list[str], unexpected: list[str], misshaped: dict[str, tuple]):
-        self.missing, self.unexpected, self.misshaped = missing, unexpected, misshaped
+    def __init__(
+        self,
+        network: str,
+        missing: list[str],
+        unexpected: list[str],
+        misshaped: dict[str, tuple],
+        mistyped: dict[str, Any] | None = None,
+    ):
+        self.missing, self.unexpected, self.misshaped, self.mistyped = missing, unexpected, misshaped, mistyped or {}
         counts = [
             f"{len(keys)} {what}"
             for keys, what in (
                 (missing, "missing"),
                 (unexpected, "unexpected"),
                 (misshaped, "of another shape"),
+                (self.mistyped, "of no floating dtype"),
             )
             if keys
         ]
@@ -56,6 +67,7 @@ class KeyMismatch(ValueError):
         lines += [f"  missing: {key}" for key in missing]
         lines += [f"  unexpected: {key}" for key in unexpected]
         lines += [f"  shape: {key}: expected {want}, found {got}" for key, (want, got) in misshaped.items()]
+        lines += [f"  dtype: {key}: expected floats, found {dtype}" for key, dtype in self.mistyped.items()]
         super().__init__("\n".join(lines))
 
 
@@ -104,13 +116,39 @@ def leaves(tree: Mapping) -> Iterator[tuple[Leaf, Any]]:
         yield Leaf(path, keys, stack is not None, shape, to_torch, from_torch), value
 
 
-def iter_torch(params: Mapping) -> Iterator[tuple[str, np.ndarray]]:
-    """(PyTorch key, contiguous host array) of every tensor of a parameter tree, one at a time."""
+@dataclass(frozen=True)
+class TorchView:
+    """One layer of a parameter as the PyTorch tensor it is, moved only when asked; it is sliced as `Tensor` is."""
+
+    leaf: Leaf
+    layer: int | None
+    value: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.leaf.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(self.value.dtype)
+
+    def __getitem__(self, index: slice | Slices) -> np.ndarray:
+        return np.array(self._view()[index], order="C")
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self._view(), dtype, order="C")
+
+    def _view(self) -> np.ndarray:
+        host = np.asarray(self.value)  # of an array on a device JAX keeps what it fetched
+        host = host if self.layer is None else host[self.layer, ...]
+        return host if self.leaf.to_torch is None else host.transpose(self.leaf.to_torch)
+
+
+def iter_torch(params: Mapping) -> Iterator[tuple[str, TorchView]]:
+    """(PyTorch key, tensor still to be moved) of every tensor of a parameter tree."""
     for leaf, value in leaves(params):
-        value = np.asarray(value)
-        for key, layer in zip(leaf.keys, value if leaf.stacked else [value], strict=True):
-            tensor = layer if leaf.to_torch is None else layer.transpose(leaf.to_torch)
-            yield key, np.array(tensor, order="C")
+        for i, key in enumerate(leaf.keys):
+            yield key, TorchView(leaf, i if leaf.stacked else None, value)
 
 
 def to_torch(params: Mapping) -> dict[str, np.ndarray]:
@@ -123,17 +161,17 @@ def to_torch(params: Mapping) -> dict[str, np.ndarray]:
     for key, tensor in iter_torch(params):
         if key in tensors:
             raise ValueError(f"two parameters have the PyTorch key {key}")
-        tensors[key] = tensor
+        tensors[key] = np.asarray(tensor)
     return tensors
 
 
 def match(
     template: Mapping, tensors: Mapping[str, Any], network: str, table: Table = PLAIN
 ) -> dict[str, str]:
-    """{the network's key: key in `tensors`}, complete on both sides; values need only a `shape`.
+    """{the network's key: key in `tensors`}, complete on both sides; values need only `shape` and `dtype`.
 
     Raises:
-      KeyMismatch: anything is missing, left over, or of another shape.
+      KeyMismatch: anything is missing, left over, of another shape, or holds no floats.
     """
     source: dict[str, str] = {}
     clashing = []
@@ -156,9 +194,80 @@ def match(
         for key, shape in shapes.items()
         if key in source and tuple(tensors[source[key]].shape) != shape
     }
-    if missing or unexpected or misshaped:
-        raise KeyMismatch(network, missing, unexpected, misshaped)
+    mistyped = {
+        key: tensors[source[key]].dtype
+        for key in shapes
+        if key in source and not is_floating(tensors[source[key]].dtype)
+    }
+    if missing or unexpected or misshaped or mistyped:
+        raise KeyMismatch(network, missing, unexpected, misshaped, mistyped)
     return source
+
+
+@dataclass(frozen=True)
+class LazyLeaf:
+    """A parameter still in its files: `np.asarray(leaf)` reads it whole, `leaf[index]` only that part.
+
+    Reading it whole has it and one PyTorch tensor in memory; a part of it is read straight into place, from those
+    layers, rows and columns alone that are in it.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    leaf: Leaf
+    tensors: tuple[Any, ...]
+
+    def __getitem__(self, index: slice | Slices) -> np.ndarray:
+        index = whole_slices(index, self.shape)
+        out = np.empty([max(0, part.stop - part.start) for part in index], self.dtype)
+        layers, inner = (index[0], index[1:]) if self.leaf.stacked else (slice(0, 1), index)
+        if self.leaf.to_torch is not None:
+            inner = tuple(inner[axis] for axis in self.leaf.to_torch)
+        keys = self.leaf.keys[layers]
+        for i, (key, tensor) in enumerate(zip(keys, self.tensors[layers], strict=True)):
+            self._put(out[i, ...] if self.leaf.stacked else out, np.asarray(tensor[inner]), key)
+        return out
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        out = np.empty(self.shape, self.dtype if dtype is None else dtype)
+        for i, (key, tensor) in enumerate(zip(self.leaf.keys, self.tensors, strict=True)):
+            self._put(out[i, ...] if self.leaf.stacked else out, np.asarray(tensor), key)
+        return out
+
+    def _put(self, out: np.ndarray, tensor: np.ndarray, key: str) -> None:
+        # Assigning casts by itself; only a narrower dtype needs a look at every number.
+        tensor = cast(tensor, out.dtype, key) if narrows(tensor.dtype, out.dtype) else tensor
+        out[...] = tensor if self.leaf.from_torch is None else tensor.transpose(self.leaf.from_torch)
+
+
+Place = Callable[[tuple[str, ...], LazyLeaf], Any]
+
+
+def sharded(sharding_of: Callable[[tuple[str, ...], tuple[int, ...]], jax.sharding.Sharding]) -> Place:
+    """A `place` that puts each parameter straight onto its devices: each reads its own part and no more.
+
+    One part is on the host at a time; devices that hold the same part (replicas) share one reading. A process reads
+    only what its own devices hold.
+
+    Args:
+      sharding_of: from a parameter's path and shape to its sharding.
+    """
+
+    def place(path: tuple[str, ...], leaf: LazyLeaf) -> jax.Array:
+        sharding = sharding_of(path, leaf.shape)
+        holders: dict[tuple, list[jax.Device]] = {}
+        for device, index in sharding.addressable_devices_indices_map(leaf.shape).items():
+            index = whole_slices(index or (), leaf.shape)
+            holders.setdefault(tuple((part.start, part.stop) for part in index), []).append(device)
+        arrays = []
+        for bounds, devices in holders.items():
+            part = leaf[tuple(slice(*bound) for bound in bounds)]
+            # Waited for, so that the part is gone from the host before the next is read.
+            arrays += jax.block_until_ready([jax.device_put(part, device) for device in devices])
+            del part
+        return jax.make_array_from_single_device_arrays(leaf.shape, sharding, arrays)
+
+    return place
 
 
 def from_torch(
@@ -166,31 +275,27 @@ def from_torch(
     tensors: Mapping[str, Any],
     network: str,
     table: Table = PLAIN,
-    place: Callable[[tuple[str, ...], np.ndarray], Any] = lambda path, array: array,
+    place: Place = lambda path, leaf: np.asarray(leaf),
 ) -> dict:
     """The parameter tree of a network from PyTorch tensors.
 
     Args:
       template: tree of shapes and dtypes, `jax.eval_shape(model.init, ...)["params"]`; a tensor of another
         dtype is cast to the template's.
-      tensors: {PyTorch key: array}. Values need a `shape` and to be readable by `np.asarray`, and each is
-        read once, when its turn comes: with lazy values no more than one parameter is in memory on its way.
+      tensors: {PyTorch key: array or `Tensor`}. Each is read when its turn comes.
       network: name used in errors.
       table: the network's exceptions.
-      place: what to do with each finished host array, given its path: by default keep it; `jax.device_put`
-        with the path's sharding puts it straight where it belongs.
+      place: what to do with each parameter, given its path and the parameter still in its files: by default read
+        it; `sharded(...)` puts it straight where it belongs.
 
     Raises:
-      KeyMismatch: a key is missing, left over, or of another shape. Nothing has been read then.
+      KeyMismatch: a key is missing, left over, of another shape or no floats. Nothing has been read then.
     """
     source = match(template, tensors, network, table)
     params = {}
     for leaf, want in leaves(template):
-        array = np.empty(want.shape, want.dtype)
-        for i, key in enumerate(leaf.keys):
-            tensor = np.asarray(tensors[source[key]])
-            array[i if leaf.stacked else ...] = (
-                tensor if leaf.from_torch is None else tensor.transpose(leaf.from_torch)
-            )
-        params[leaf.path] = place(leaf.path, array)
+        lazy = LazyLeaf(
+            tuple(want.shape), np.dtype(want.dtype), leaf, tuple(tensors[source[key]] for key in leaf.keys)
+        )
+        params[leaf.path] = place(leaf.path, lazy)
     return unflatten_dict(params)

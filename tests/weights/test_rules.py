@@ -1,5 +1,7 @@
 """Linen trees <-> PyTorch keys: exact both ways, and every mismatch named."""
 
+import itertools
+
 import jax
 import ml_dtypes
 import numpy as np
@@ -124,7 +126,7 @@ def test_each_tensor_is_read_once_and_only_if_all_fit():
 
     class Lazy:
         def __init__(self, key):
-            self.key, self.shape = key, tensors[key].shape
+            self.key, self.shape, self.dtype = key, tensors[key].shape, tensors[key].dtype
 
         def __array__(self, dtype=None, copy=None):
             read.append(self.key)
@@ -138,13 +140,63 @@ def test_each_tensor_is_read_once_and_only_if_all_fit():
     assert sorted(read) == sorted(tensors)
 
 
-def test_finished_leaves_are_placed_one_by_one():
+def test_leaves_are_placed_one_by_one():
     placed = {}
     out = from_torch(
-        template(), to_torch(tree()), "net", place=lambda path, array: placed.setdefault(path, path)
+        template(), to_torch(tree()), "net", place=lambda path, leaf: placed.setdefault(path, path)
     )
     assert out["model"]["layers"]["norm"]["scale"] == ("model", "layers", "norm", "scale")
     assert len(placed) == len(jax.tree.leaves(tree()))
+
+
+def test_a_part_of_a_leaf_is_that_part_of_it():
+    """Every window of a few of every parameter: stacked, transposed, neither."""
+    leaves = {}
+    whole = from_torch(template(), to_torch(tree()), "net", place=lambda path, leaf: leaves.setdefault(path, leaf))
+    assert len(leaves) == len(jax.tree.leaves(whole))
+    for path, leaf in leaves.items():
+        value = np.asarray(leaf)
+        windows = [[(0, n), (0, 1), (n // 2, n), (0, n // 2)] for n in leaf.shape]
+        for bounds in itertools.product(*windows):
+            index = tuple(slice(*bound) for bound in bounds)
+            np.testing.assert_array_equal(leaf[index], value[index], err_msg=str((path, index)))
+            assert leaf[index].dtype == leaf.dtype
+
+
+def test_a_part_reads_only_its_own_layers_rows_and_columns():
+    read = []
+
+    class Spy:
+        def __init__(self, key, array):
+            self.key, self.array, self.shape, self.dtype = key, array, array.shape, array.dtype
+
+        def __getitem__(self, index):
+            read.append((self.key, self.array[index].shape))
+            return self.array[index]
+
+    leaves = {}
+    spies = {key: Spy(key, array) for key, array in to_torch(tree()).items()}
+    from_torch(template(), spies, "net", place=lambda path, leaf: leaves.setdefault(path, leaf))
+    assert read == []
+    leaves["model", "layers", "self_attn", "q_proj", "kernel"][1:2, 2:4, 1:5]
+    assert read == [("model.layers.1.self_attn.q_proj.weight", (4, 2))]
+    read.clear()
+    leaves["conv_in", "kernel"][:, :, 1:2, 4:6]
+    assert read == [("conv_in.weight", (2, 1, 3, 3))]
+
+
+def test_a_number_too_large_for_the_template_is_refused():
+    tensors = to_torch(tree())
+    tensors["model.layers.1.norm.weight"][2] = 1e6
+    with pytest.raises(ValueError, match="model.layers.1.norm.weight: 1e.06 is beyond float16"):
+        from_torch(template(np.float16), tensors, "net")
+
+
+def test_integers_are_no_weights():
+    tensors = to_torch(tree())
+    tensors["query"] = tensors["query"].view(np.int32)
+    with pytest.raises(KeyMismatch, match="1 of no floating dtype(?s:.*)dtype: query: expected floats, found int32"):
+        from_torch(template(), tensors, "net")
 
 
 def test_a_kernel_without_a_rule_is_refused():
