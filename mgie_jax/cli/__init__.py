@@ -10,10 +10,10 @@ import sys
 from collections.abc import Sequence
 
 from mgie_jax import __version__
-from mgie_jax.cli import curves, data, edit, eval, train
+from mgie_jax.cli import convert, curves, data, edit, eval, train
 
 # Subcommands import what is heavy inside `run`, once their arguments are known to be good.
-COMMANDS = {"edit": edit, "data": data, "train": train, "curves": curves, "eval": eval}
+COMMANDS = {"edit": edit, "data": data, "train": train, "curves": curves, "eval": eval, "convert": convert}
 
 
 class _Parser(argparse.ArgumentParser):
