@@ -51,21 +51,12 @@ def open_photo(path: str | os.PathLike) -> Image.Image:
     """
     path = Path(path)
     _check_readable(path)
-    try:
-        with warnings.catch_warnings():
-            # Between Pillow's warning (89 MP) and its error (179 MP) lie real panoramas.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                if image.format in ("EPS", "WMF"):  # decoded by running other programs
-                    raise Image.UnidentifiedImageError
-                image.load()
-                return _to_rgb(ImageOps.exif_transpose(image))
-    except (Image.DecompressionBombError, MemoryError) as error:
-        raise PhotoError(f"{path}: has too many pixels; make it smaller than 170 megapixels first") from error
-    except Image.UnidentifiedImageError as error:
-        raise PhotoError(f"{path}: is not a picture this can read; convert it to JPEG or PNG") from error
-    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, EOFError, ... at will
-        raise PhotoError(f"{path}: is damaged or cut short ({_reason(error)}); copy it again") from error
+    return _decoded(path, str(path))
+
+
+def decode_photo(content: bytes, name: str) -> Image.Image:
+    """`open_photo` for a picture file held in memory; `name` stands for it in errors."""
+    return _decoded(io.BytesIO(content), name)
 
 
 def fit(photo: Image.Image, resolution: int, multiple: int) -> tuple[Image.Image, str | None]:
@@ -177,6 +168,24 @@ def _check_readable(path: Path) -> None:
         raise PhotoError(f"{path}: the file is empty; copy or download it again")
     if not os.access(path, os.R_OK):
         raise PhotoError(f"{path}: you may not read it; change its permissions (chmod u+r)")
+
+
+def _decoded(file: Path | io.BytesIO, name: str) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            # Between Pillow's warning (89 MP) and its error (179 MP) lie real panoramas.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(file) as image:
+                if image.format in ("EPS", "WMF"):  # decoded by running other programs
+                    raise Image.UnidentifiedImageError
+                image.load()
+                return _to_rgb(ImageOps.exif_transpose(image))
+    except (Image.DecompressionBombError, MemoryError) as error:
+        raise PhotoError(f"{name}: has too many pixels; make it smaller than 170 megapixels first") from error
+    except Image.UnidentifiedImageError as error:
+        raise PhotoError(f"{name}: is not a picture this can read; convert it to JPEG or PNG") from error
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, EOFError, ... at will
+        raise PhotoError(f"{name}: is damaged or cut short ({_reason(error)}); copy it again") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

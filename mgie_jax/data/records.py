@@ -1,0 +1,137 @@
+"""Data sets of editing pairs on disk: one record schema, read by number.
+
+A data set is a folder that tensorflow-datasets wrote (`mgie data build`): ArrayRecord files whose records hold
+`FIELDS`, pictures as the encoded JPEG or PNG bytes they came as. Reading needs no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+FIELDS = ("id", "source", "target", "instruction", "expressive")
+INFO = "dataset_info.json"
+INCOMPLETE = "incomplete."  # what tensorflow-datasets calls the folder of a build that has not ended
+
+
+class DataSetError(ValueError):
+    """A data set or what it is built from is missing or damaged; one line that says what to do about it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One editing pair.
+
+    Attributes:
+      id: unique within its split.
+      source, target: the pictures before and after as JPEG or PNG files; `photo.decode_photo` reads them.
+      instruction: what a person asked for.
+      expressive: the expressive instruction; "" where there is none yet.
+    """
+
+    id: str
+    source: bytes
+    target: bytes
+    instruction: str
+    expressive: str
+
+
+class Examples(Sequence):
+    """A split of a data set as a random-access sequence of `Example`, as Grain's sources are.
+
+    It can be pickled, and so sent to worker processes; files are opened when they are first read. Its `repr`
+    names the data and not their place: Grain compares it when a run is resumed, perhaps on another machine.
+    """
+
+    def __init__(self, name: str, split: str, records: Sequence[Any]):
+        self.name, self.split, self._records = name, split, records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: SupportsIndex) -> Example:
+        """Example number `index`. Raises IndexError outside the split, DataSetError where its file is damaged."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Iterable[SupportsIndex]) -> list[Example]:
+        """Several examples, read together."""
+        wanted = [self._checked(index) for index in indices]
+        try:
+            return [_example(record) for record in self._records.__getitems__(wanted)]
+        except Exception as error:  # ArrayRecord's checksums, protocol buffers
+            named = ", ".join(map(str, wanted))
+            raise DataSetError(f"{self!r}: example {named} of it cannot be read ({error}); build it again") from error
+
+    def __repr__(self) -> str:
+        return f"Examples({self.name}, split={self.split}, {len(self)} examples)"
+
+    def _checked(self, index: SupportsIndex) -> int:
+        index = index.__index__()
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self!r} has no example {index}")
+        return index % len(self)
+
+
+def load(path: str | os.PathLike, split: str | None = None) -> Examples:
+    """Open a data set that `mgie data build` wrote.
+
+    Args:
+      path: the folder given to `mgie data build` as OUT, or the data set's own folder in it.
+      split: by default "train", or the only split there is.
+
+    Raises:
+      DataSetError: there is no such folder, it holds no whole data set or several, the records are others,
+        files of it are missing, or it has no such split.
+    """
+    import tensorflow_datasets as tfds
+
+    folder = _folder_of(Path(path))
+    try:
+        builder = tfds.builder_from_directory(folder)
+        sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
+        files = {name: [Path(file) for file in info.filepaths] for name, info in builder.info.splits.items()}
+        bytes_of = {name: info.num_bytes for name, info in builder.info.splits.items()}
+        fields = set(builder.info.features)
+    except Exception as error:  # whatever JSON and protocol buffers say to a damaged file
+        raise DataSetError(f"{folder}: its {INFO} or features.json cannot be read ({error}); build it again") from error
+    if fields != set(FIELDS):
+        raise DataSetError(f"{folder}: its records hold {', '.join(sorted(fields))}, not {', '.join(FIELDS)}")
+    if split is None:
+        split = "train" if "train" in sizes or len(sizes) != 1 else next(iter(sizes))
+    if split not in sizes:
+        raise DataSetError(f"{folder}: has no split {split!r}; it has {', '.join(sizes)}")
+    if missing := next((file for file in files[split] if not file.is_file()), None):
+        raise DataSetError(f"{missing}: this part of the data set is missing; copy it again or build it again")
+    if (found := sum(file.stat().st_size for file in files[split])) != bytes_of[split]:
+        raise DataSetError(
+            f"{folder}: split {split!r} has {found} bytes where {bytes_of[split]} were written; copy or build it again"
+        )
+    skip = tfds.decode.SkipDecoding()
+    try:
+        records = builder.as_data_source(split, decoders={"source": skip, "target": skip})
+    except Exception as error:
+        raise DataSetError(f"{folder}: its files cannot be read ({error}); build it again") from error
+    return Examples(builder.info.name, split, records)
+
+
+def _folder_of(path: Path) -> Path:
+    """The folder that holds `INFO`: `path` itself, or the only one up to two levels below (name/version)."""
+    if not path.is_dir():
+        raise DataSetError(f"{path}: there is no such folder")
+    found = [file.parent for pattern in (INFO, f"*/{INFO}", f"*/*/{INFO}") for file in sorted(path.glob(pattern))]
+    whole = [folder for folder in found if not folder.name.startswith(INCOMPLETE)]
+    if len(whole) == 1:
+        return whole[0]
+    if whole:
+        raise DataSetError(f"{path}: holds several data sets, name one: {', '.join(map(str, whole))}")
+    if path.name.startswith(INCOMPLETE) or any(path.glob(f"{INCOMPLETE}*")) or any(path.glob(f"*/{INCOMPLETE}*")):
+        raise DataSetError(f"{path}: its build did not end; run `mgie data build` again")
+    raise DataSetError(f"{path}: is no data set (it holds no {INFO}); `mgie data build` makes one")
+
+
+def _example(record: dict[str, bytes]) -> Example:
+    texts = {name: record[name].decode() for name in ("id", "instruction", "expressive")}
+    return Example(source=record["source"], target=record["target"], **texts)
