@@ -9,7 +9,7 @@ PYTHON ?=
 export PHOTO INSTRUCTION OUT PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help edit test lint clean
+.PHONY: help edit test parity lint clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -22,6 +22,9 @@ edit: .venv/.installed  ## edit a photo: PHOTO=..., INSTRUCTION=..., OUT=...
 
 test: .venv/.installed-dev  ## install the development tools, run the tests
 	.venv/bin/python -m pytest
+
+parity: .venv/.installed-dev  ## compare full-size networks with PyTorch's: minutes, 8 GiB of memory
+	.venv/bin/python -m pytest -m parity tests/slow
 
 lint: .venv/.installed-dev  ## check the style
 	.venv/bin/ruff check .

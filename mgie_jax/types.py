@@ -28,3 +28,7 @@ class KVCache:
     def next_position(self) -> Int[Array, " b"]:
         """The position in its own text of the token each row takes next."""
         return self.valid.sum(-1, dtype="int32")
+
+    def take(self, rows: Int[Array, " c"]) -> "KVCache":
+        """The cache whose row i is row `rows[i]` of this one, as beam search wants it."""
+        return self.replace(keys=self.keys[:, rows], values=self.values[:, rows], valid=self.valid[rows])

@@ -30,11 +30,13 @@ class Decoded(NamedTuple):
 def repeats_ngram(
     text: Int[Array, "b l"], length: Int[Array, " b"], n: int, vocab_size: int
 ) -> Bool[Array, "b vocab_size"]:
-    """The tokens that would complete an n-gram already among the first `length` tokens of their row.
+    """The tokens that would complete an n-gram already among the first `length` tokens of their row; none for n 0.
 
     As transformers' `NoRepeatNGramLogitsProcessor`, except that `length` keeps padding out of the count.
     """
     rows, width = text.shape
+    if n == 0:
+        return jnp.zeros((rows, vocab_size), bool)
     starts = jnp.arange(width - n + 1)
     matches = starts + n <= length[:, None]
     for offset in range(n - 1):
@@ -62,8 +64,8 @@ def greedy(
     `first` and `state` are what reading the prompt gave: `first` at each row's last prompt token, `state` (a
     KV cache, say) whatever `step(state, tokens) -> (Step, state)` wants. `prompt_ids` are right-padded, with
     `prompt_length` real tokens a row. No token completes an n-gram of `no_repeat_ngram` tokens that its row's
-    prompt and answer already hold. Rows do not see one another. Source: transformers' `generate` with
-    `do_sample=False, no_repeat_ngram_size=3`.
+    prompt and answer already hold; 0 allows them all. Rows do not see one another. Source: transformers'
+    `generate` with `do_sample=False, no_repeat_ngram_size=3`.
     """
     rows, width = prompt_ids.shape
     row = jnp.arange(rows)

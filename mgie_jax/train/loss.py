@@ -1,5 +1,7 @@
 """The joint loss, L = L_ins + 0.5 L_edit (paper, eq. 4), and its first half alone for the MLLM stage."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -33,6 +35,34 @@ class EditPairBatch:
     text: TextBatch
     source: Float[HostOrDevice, "b h w 3"]
     target: Float[HostOrDevice, "b h w 3"]
+
+
+@struct.dataclass
+class Draws:
+    """Everything random in the joint loss of b examples, with n draws each: row i * n + j is example i's j-th.
+
+    `posterior` and `noise` are standard normal: for the VAE's sample of the target, and what the UNet is to find in it.
+    `timesteps` are in [0, num_train_timesteps); `uniform`, in [0, 1), decides which conditions are dropped.
+    """
+
+    posterior: Float[HostOrDevice, "b h w c"]
+    noise: Float[HostOrDevice, "bn h w c"]
+    timesteps: Int[HostOrDevice, " bn"]
+    uniform: Float[HostOrDevice, " bn"]
+
+
+class Prediction(NamedTuple):
+    """What the networks say of a batch; `output` is the UNet's, `target` what it should be.
+
+    `states` are the visual ones and `guidance` theirs, before any dropout.
+    """
+
+    logits: Float[Array, "b l v"]
+    states: Float[Array, "b 8 d"]
+    guidance: Float[Array, "b q d2"]
+    null_guidance: Float[Array, "1 q d2"]
+    output: Float[Array, "bn h w c"]
+    target: Float[Array, "bn h w c"]
 
 
 def instruction_loss(logits: Float[Array, "b l v"], labels: Int[Array, "b l"]) -> Float[Array, ""]:
@@ -76,10 +106,76 @@ def make_instruction_loss(model: MGIE):
     return loss
 
 
+def make_draws(
+    key: Key[Array, ""], model: MGIE, batch: EditPairBatch, noise_draws: int = 1, timestep_power: float = 1.0
+) -> Draws:
+    """The draws of one step; see `make_joint_loss` for the options."""
+    posterior_key, noise_key, time_key, drop_key = jax.random.split(key, 4)
+    (examples, height, width, _), vae = batch.target.shape, model.config.vae
+    latents = (height // vae.downsampling, width // vae.downsampling, vae.latent_channels)
+    rows = examples * noise_draws
+    # Drawn for sources and targets, of which the targets' half is used: a key means what it has always meant.
+    posterior = jax.random.normal(posterior_key, (2 * examples, *latents))[examples:]
+    share = jax.random.uniform(time_key, (rows,)) ** (1.0 / timestep_power)
+    return Draws(
+        posterior=posterior,
+        noise=jax.random.normal(noise_key, (rows, *latents)),
+        timesteps=(share * model.config.schedule.num_train_timesteps).astype(jnp.int32),
+        uniform=jax.random.uniform(drop_key, (rows,)),
+    )
+
+
+def predict(model: MGIE, params: PyTree, batch: EditPairBatch, draws: Draws, img0_id: int) -> Prediction:
+    """One pass through all four networks, a pure function: what is random in the loss is in `draws`."""
+    # MLLM -> logits, and the states at the visual tokens.
+    text, rows = batch.text, batch.source.shape[0]
+    mllm = {"params": params["mllm"]}
+    hidden = model.mllm.apply(mllm, text.ids, text.mask, text.clip_pixels)
+    logits = model.mllm.apply(mllm, hidden, method="logits")
+    found = text.ids == img0_id
+    img0 = jnp.where(found.any(-1), found.argmax(-1), text.ids.shape[1])
+    states = img_states(hidden, img0, text.mask.sum(-1))
+
+    # Edit head -> guidance, and the guidance of "no instruction".
+    emb = img_embeddings(params["mllm"], img0_id)
+    guide = lambda states: model.edit_head.apply({"params": params["edit_head"]}, states + emb)  # noqa: E731
+    guidance = guide(states)
+    null_guidance = guide(jnp.zeros_like(states[:1]))
+
+    # VAE -> clean target latents (a sample, scaled) and the photo's latents (the mode, unscaled).
+    both = jnp.concatenate([batch.source, batch.target])
+    posterior = model.vae.apply({"params": params["vae"]}, both, method="encode")
+    source, target = (jax.tree.map(lambda x, s=s: x[s], posterior) for s in (slice(rows), slice(rows, None)))
+    latents = target.sample(draws.posterior) * model.config.vae.scaling_factor
+
+    # UNet -> the noise, or v.
+    def repeat(x: Array) -> Array:
+        return jnp.repeat(x, draws.uniform.shape[0] // rows, axis=0)
+
+    schedule, t = make_schedule(model.config.schedule), draws.timesteps
+    latents = repeat(latents)
+    context, image_latents = drop_conditions(draws.uniform, repeat(guidance), null_guidance, repeat(source.mode()))
+    sample = jnp.concatenate([add_noise(schedule, latents, draws.noise, t), image_latents], axis=-1)
+    output = model.unet.apply({"params": params["unet"]}, sample, t, context)
+    wanted = training_target(schedule, latents, draws.noise, t)
+    return Prediction(logits, states, guidance, null_guidance, output, wanted)
+
+
+def joint_loss(
+    said: Prediction, labels: Int[Array, "b l"], edit_weight: float = 0.5
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """L_ins + edit_weight * L_edit, the second averaged over all draws, and the metrics."""
+    l_ins = instruction_loss(said.logits, labels)
+    l_edit = jnp.square(said.output.astype(jnp.float32) - said.target).mean()
+    total = l_ins + edit_weight * l_edit
+    accuracy = instruction_accuracy(said.logits, labels)
+    return total, {"loss": total, "L_ins": l_ins, "L_edit": l_edit, "token_accuracy": accuracy}
+
+
 def make_joint_loss(
     model: MGIE, img0_id: int, edit_weight: float = 0.5, noise_draws: int = 1, timestep_power: float = 1.0
 ):
-    """The joint loss on an `EditPairBatch`.
+    """The joint loss on an `EditPairBatch`, as a step wants it: its draws are made from the step's key.
 
     Timesteps are drawn with a density that rises as t^(timestep_power - 1): 1 is the paper's uniform draw; above it the
     noisy steps, where the guidance decides what the picture becomes, are trained more than those that refine it.
@@ -87,55 +183,10 @@ def make_joint_loss(
     With `noise_draws` above 1 (the paper has 1), L_edit is averaged over that many times, noises and dropouts of every
     example: the same expected gradient, less noisy, and cheaper than as many examples where the MLLM costs most.
     """
-    schedule = make_schedule(model.config.schedule)
-    scale = model.config.vae.scaling_factor
 
     def loss(trainable: PyTree, frozen: PyTree, batch: EditPairBatch, key: Key[Array, ""]) -> tuple[Array, dict]:
-        params = merge_params(trainable, frozen)
-        posterior_key, noise_key, time_key, drop_key = jax.random.split(key, 4)
-        rows = batch.source.shape[0]
-
-        # MLLM -> L_ins, and the states at the visual tokens.
-        text = batch.text
-        mllm = {"params": params["mllm"]}
-        hidden = model.mllm.apply(mllm, text.ids, text.mask, text.clip_pixels)
-        logits = model.mllm.apply(mllm, hidden, method="logits")
-        l_ins = instruction_loss(logits, text.labels)
-        found = text.ids == img0_id
-        length = text.ids.shape[1]
-        img0 = jnp.where(found.any(-1), found.argmax(-1), length)
-        states = img_states(hidden, img0, text.mask.sum(-1))
-
-        # Edit head -> guidance, and the guidance of "no instruction".
-        emb = img_embeddings(params["mllm"], img0_id)
-        guide = lambda states: model.edit_head.apply({"params": params["edit_head"]}, states + emb)  # noqa: E731
-        guidance = guide(states)
-        null_guidance = guide(jnp.zeros_like(states[:1]))
-
-        # VAE -> clean target latents (a sample, scaled) and the photo's latents (the mode, unscaled).
-        both = jnp.concatenate([batch.source, batch.target])
-        posterior = model.vae.apply({"params": params["vae"]}, both, method="encode")
-        image_latents = posterior.mode()[:rows]
-        noise = jax.random.normal(posterior_key, posterior.mean.shape)
-        latents = posterior.sample(noise)[rows:] * scale
-
-        # UNet -> L_edit.
-        rows *= noise_draws
-        latents, image_latents, guidance = (
-            jnp.repeat(x, noise_draws, axis=0) for x in (latents, image_latents, guidance)
-        )
-        noise = jax.random.normal(noise_key, latents.shape)
-        share = jax.random.uniform(time_key, (rows,)) ** (1.0 / timestep_power)
-        t = (share * model.config.schedule.num_train_timesteps).astype(jnp.int32)
-        u = jax.random.uniform(drop_key, (rows,))
-        context, image_latents = drop_conditions(u, guidance, null_guidance, image_latents)
-        sample = jnp.concatenate([add_noise(schedule, latents, noise, t), image_latents], axis=-1)
-        output = model.unet.apply({"params": params["unet"]}, sample, t, context)
-        target = training_target(schedule, latents, noise, t)
-        l_edit = jnp.square(output.astype(jnp.float32) - target).mean()
-
-        total = l_ins + edit_weight * l_edit
-        accuracy = instruction_accuracy(logits, text.labels)
-        return total, {"loss": total, "L_ins": l_ins, "L_edit": l_edit, "token_accuracy": accuracy}
+        draws = make_draws(key, model, batch, noise_draws, timestep_power)
+        said = predict(model, merge_params(trainable, frozen), batch, draws, img0_id)
+        return joint_loss(said, batch.text.labels, edit_weight)
 
     return loss

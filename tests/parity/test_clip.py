@@ -2,13 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 import torch
 import transformers
 
 from mgie_jax.models.clip import CLIPVisionConfig, CLIPVisionModel
-from tests.parity.carry import carry, relative_error
+from tests.parity.carry import array, carry, gradient_error, relative_error, relative_l2, stir, tensor
 
 
 def make_pair(hidden_act):
@@ -20,18 +19,17 @@ def make_pair(hidden_act):
     theirs = transformers.CLIPVisionModel(
         transformers.CLIPVisionConfig(**sizes, initializer_factor=3.0, attn_implementation="eager")
     ).eval()
-    with torch.no_grad():
-        for value in theirs.parameters():  # zero biases and unit norms would hide mistakes
-            value.add_(0.05 * torch.randn_like(value))
+    stir(theirs)
     ours = CLIPVisionModel(CLIPVisionConfig(**sizes))
     # transformers 5 dropped the prefix under which version 4, and published checkpoints, keep the tower.
-    state = {
-        f"vision_model.{key.removeprefix('vision_model.')}": value
-        for key, value in theirs.state_dict().items()
-    }
+    state = {with_prefix(key): value for key, value in theirs.state_dict().items()}
     state.pop("vision_model.embeddings.position_ids", None)
     template = jax.eval_shape(ours.init, jax.random.key(0), jnp.zeros((1, 28, 28, 3)))["params"]
     return theirs, ours, {"params": carry(template, state)}
+
+
+def with_prefix(key):
+    return f"vision_model.{key.removeprefix('vision_model.')}"
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +44,7 @@ def pixels():
 
 def reference(theirs, pixels):
     with torch.no_grad():
-        return theirs(torch.tensor(np.array(pixels.transpose(0, 3, 1, 2))), output_hidden_states=True)
+        return theirs(tensor(pixels), output_hidden_states=True)
 
 
 @pytest.mark.parametrize("layer", [-2, -1, 0, 3])
@@ -63,6 +61,36 @@ def test_last_hidden_state_and_pooled(hidden_act, pixels):
     hidden, pooled = jax.jit(lambda *inputs: ours.apply(*inputs, method="pooled"))(params, pixels)
     assert relative_error(hidden, wanted.last_hidden_state) < 1e-4
     assert relative_error(pooled, wanted.pooler_output) < 1e-4
+
+
+def test_gradients(pair, pixels):
+    """Of a loss that sees every token and the pooled state, for every parameter and the pixels."""
+    theirs, ours, params = pair
+    towards = [jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(2, 17, 48), (2, 48)])]
+
+    @jax.jit
+    def gradients(params, pixels):
+        def loss(params, pixels):
+            outputs = ours.apply(params, pixels, method="pooled")
+            return sum((x * to).sum() for x, to in zip(outputs, towards, strict=True))
+
+        return jax.grad(loss, argnums=(0, 1))(params, pixels)
+
+    theirs.zero_grad()
+    x = tensor(pixels, grad=True)
+    wanted = theirs(x)
+    outputs = wanted.last_hidden_state, wanted.pooler_output
+    sum((x * tensor(to)).sum() for x, to in zip(outputs, towards, strict=True)).backward()
+    grads, pixels_grad = gradients(params, pixels)
+    assert gradient_error(grads["params"], theirs, with_prefix) < 1e-4
+    assert relative_error(pixels_grad, array(x.grad)) < 1e-4
+
+
+def test_bfloat16_stays_near_the_float32_reference(pair, pixels):
+    theirs, ours, params = pair
+    low = jax.jit(CLIPVisionModel(ours.config, jnp.bfloat16).apply)(params, pixels)
+    assert low.dtype == jnp.bfloat16
+    assert relative_l2(low, reference(theirs, pixels).hidden_states[-2][:, 1:]) < 2e-2
 
 
 def test_layers_after_the_selected_one_do_not_run(pair, pixels):

@@ -2,11 +2,11 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+import pytest
 import torch
 
 from mgie_jax.models.edit_head import EditHead, EditHeadConfig
-from tests.parity.carry import carry, relative_error
+from tests.parity.carry import array, carry, gradient_error, relative_error, relative_l2, stir, tensor
 
 CONFIG = EditHeadConfig(
     llm_hidden_size=40,
@@ -43,30 +43,39 @@ class TorchEditHead(torch.nn.Module):
 def make_pair(config):
     torch.manual_seed(0)
     theirs = TorchEditHead(config).eval()
-    with torch.no_grad():
-        for value in theirs.parameters():  # unit norms and zero biases would hide mistakes
-            value.add_(0.05 * torch.randn_like(value))
+    stir(theirs)
     ours = EditHead(config)
     x = jnp.zeros((1, 8, config.llm_hidden_size))
     template = jax.eval_shape(ours.init, jax.random.key(0), x)["params"]
     return theirs, ours, {"params": carry(template, theirs.state_dict())}
 
 
-def test_forward():
-    theirs, ours, params = make_pair(CONFIG)
-    x = np.random.default_rng(0).standard_normal((3, 8, CONFIG.llm_hidden_size)).astype(np.float32)
+@pytest.fixture(scope="module")
+def pair():
+    return make_pair(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def states():
+    return jax.random.normal(jax.random.key(0), (3, 8, CONFIG.llm_hidden_size))
+
+
+def test_forward(pair, states):
+    theirs, ours, params = pair
     with torch.no_grad():
-        wanted = theirs(torch.tensor(x))
-    assert relative_error(ours.apply(params, jnp.asarray(x)), wanted) < 1e-4
+        wanted = theirs(tensor(states))
+    assert relative_error(jax.jit(ours.apply)(params, states), wanted) < 1e-4
+    low = jax.jit(EditHead(CONFIG, jnp.bfloat16).apply)(params, states)
+    assert low.dtype == jnp.bfloat16
+    assert relative_l2(low, wanted) < 2e-2
 
 
-def test_gradient_of_the_queries():
-    """The queries are trained through the whole decoder."""
-    theirs, ours, params = make_pair(CONFIG)
-    x = np.random.default_rng(1).standard_normal((2, 8, CONFIG.llm_hidden_size)).astype(np.float32)
-    theirs(torch.tensor(x)).square().sum().backward()
-    grads = jax.grad(lambda p: jnp.square(ours.apply(p, jnp.asarray(x))).sum())(params)["params"]
-    assert relative_error(grads["query"], theirs.query.grad) < 1e-4
-    packed = theirs.mapper.encoder.layers[0].self_attn.in_proj_weight.grad
-    attention = grads["mapper"]["encoder"]["layers.0"]["self_attn"]
-    assert relative_error(attention["in_proj_weight"], packed) < 1e-4
+def test_gradients(pair, states):
+    """For every parameter, the queries among them, and the states, through which training reaches the MLLM."""
+    theirs, ours, params = pair
+    x = tensor(states, grad=True)
+    theirs(x).square().sum().backward()
+    gradients = jax.jit(jax.grad(lambda params, x: jnp.square(ours.apply(params, x)).sum(), argnums=(0, 1)))
+    grads, states_grad = gradients(params, states)
+    assert gradient_error(grads["params"], theirs) < 1e-4
+    assert relative_error(states_grad, array(x.grad)) < 1e-4

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mgie_jax.models.unet import UNet2DConditionModel, UNetConfig
-from tests.parity.carry import carry, relative_error
+from tests.parity.carry import array, carry, gradient_error, relative_error, relative_l2, stir, tensor
 
 CONFIG = UNetConfig(
     block_out_channels=(16, 32, 48),
@@ -27,9 +27,7 @@ CONFIG = UNetConfig(
 def make_pair(config):
     torch.manual_seed(0)
     theirs = diffusers.UNet2DConditionModel(**dataclasses.asdict(config)).eval()
-    with torch.no_grad():
-        for value in theirs.parameters():  # unit norms and zero biases would hide mistakes
-            value.add_(0.05 * torch.randn_like(value))
+    stir(theirs)
     ours = UNet2DConditionModel(config)
     template = jax.eval_shape(ours.init, jax.random.key(0), *inputs(config, 8, 8))["params"]
     return theirs, ours, {"params": carry(template, theirs.state_dict())}
@@ -46,12 +44,7 @@ def inputs(config, height, width):
 
 def reference(theirs, sample, timesteps, context):
     with torch.no_grad():
-        output = theirs(
-            torch.tensor(np.array(sample.transpose(0, 3, 1, 2))),
-            torch.tensor(np.array(timesteps)),
-            torch.tensor(np.array(context)),
-        ).sample
-    return output.permute(0, 2, 3, 1)
+        return array(theirs(tensor(sample), tensor(timesteps), tensor(context)).sample)
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +52,9 @@ def pair():
     return make_pair(CONFIG)
 
 
-@pytest.mark.parametrize("size", [(8, 12), (7, 10)], ids=["wide", "halves unevenly"])
-def test_forward(pair, size):
+def test_forward_where_sides_halve_unevenly(pair):
     theirs, ours, params = pair
-    args = inputs(CONFIG, *size)
+    args = inputs(CONFIG, 7, 10)
     assert relative_error(jax.jit(ours.apply)(params, *args), reference(theirs, *args)) < 1e-4
 
 
@@ -74,3 +66,32 @@ def test_forward_of_the_stable_diffusion_layout():
     theirs, ours, params = make_pair(config)
     args = inputs(config, 16, 8)
     assert relative_error(jax.jit(ours.apply)(params, *args), reference(theirs, *args)) < 1e-4
+
+
+def test_forward_and_gradients(pair):
+    """For every parameter, the latents and the guidance, through which training reaches the edit head."""
+    theirs, ours, params = pair
+    sample, timesteps, context = inputs(CONFIG, 8, 12)
+
+    def loss(params, sample, context):
+        output = ours.apply(params, sample, timesteps, context)
+        return jnp.square(output).sum(), output
+
+    theirs.zero_grad()
+    x, states = tensor(sample, grad=True), tensor(context, grad=True)
+    wanted = theirs(x, tensor(timesteps), states).sample
+    wanted.square().sum().backward()
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
+    (grads, sample_grad, context_grad), output = gradients(params, sample, context)
+    assert relative_error(output, array(wanted)) < 1e-4
+    assert gradient_error(grads["params"], theirs) < 1e-4
+    assert relative_error(sample_grad, array(x.grad)) < 1e-4
+    assert relative_error(context_grad, array(states.grad)) < 1e-4
+
+
+def test_bfloat16_stays_near_the_float32_reference(pair):
+    theirs, _, params = pair
+    args = inputs(CONFIG, 8, 12)
+    low = jax.jit(UNet2DConditionModel(CONFIG, jnp.bfloat16).apply)(params, *args)
+    assert low.dtype == jnp.bfloat16
+    assert relative_l2(low, reference(theirs, *args)) < 2e-2

@@ -9,7 +9,7 @@ import transformers
 
 from mgie_jax.models.llama import LlamaConfig, LlamaForCausalLM, init_cache, text_positions
 from mgie_jax.text.decode import Step, greedy, repeats_ngram
-from tests.parity.carry import carry
+from tests.parity.pairs import llama_pair
 
 VOCAB, NEW = 13, 40
 CONFIG = LlamaConfig(
@@ -22,13 +22,8 @@ NEVER = VOCAB + 1  # an end token that no row can say
 
 @pytest.fixture(scope="module")
 def pair():
-    torch.manual_seed(1)
-    sizes = {name: getattr(CONFIG, name) for name in CONFIG.__dataclass_fields__ if name != "rope_theta"}
-    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, initializer_range=0.3)).eval()
-    ours = LlamaForCausalLM(CONFIG)
-    inputs = jnp.zeros((1, 2, 32)), jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), bool)
-    template = jax.eval_shape(ours.init, jax.random.key(0), *inputs)["params"]
-    return theirs, {"params": carry(template, theirs.state_dict())}
+    theirs, _, params = llama_pair(CONFIG, seed=1, scale=0.3)
+    return theirs, params
 
 
 def read(params, ids, mask, cache):
@@ -83,6 +78,20 @@ def test_tokens_are_those_of_generate_for_prompts_of_several_lengths(pair):
     out = decode(params, PROMPTS, eos_id=NEVER)
     assert out.tokens.tolist() == wanted
     assert out.length.tolist() == [NEW] * 3
+    assert decode(params, PROMPTS, eos_id=NEVER, no_repeat_ngram=0).tokens.tolist() == free
+
+
+def test_a_right_padded_batch_says_what_generate_says_to_a_left_padded_one(pair):
+    """transformers takes padding on the left; there, too, a row's tokens are those of the row alone."""
+    theirs, params = pair
+    width = max(map(len, PROMPTS))
+    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in PROMPTS])
+    with torch.no_grad():
+        wanted = theirs.generate(
+            ids, attention_mask=(ids > 0).long(), do_sample=False, max_new_tokens=NEW, pad_token_id=0,
+            eos_token_id=None, no_repeat_ngram_size=3,
+        )  # fmt: skip
+    assert decode(params, PROMPTS, eos_id=NEVER).tokens.tolist() == wanted[:, width:].tolist()
 
 
 def test_rows_end_at_their_end_token(pair):
