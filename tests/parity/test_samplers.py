@@ -1,4 +1,6 @@
-"""The schedule and every sampler against diffusers' schedulers, step for step, from SD v1.5's config."""
+"""The schedule and every sampler against diffusers' schedulers, step for step, from SD v1.5's config and from ours."""
+
+import json
 
 import diffusers
 import jax
@@ -10,6 +12,8 @@ from diffusers.schedulers import scheduling_euler_ancestral_discrete
 
 from mgie_jax.diffusion import sample, schedule
 from mgie_jax.diffusion.schedule import ScheduleConfig, make_schedule
+from mgie_jax.models import presets
+from mgie_jax.weights.model_config import diffusion_files
 from tests.parity.carry import relative_error
 
 SHAPE = (2, 4, 4, 4)  # height, width and channels alike: no layout to mind
@@ -86,6 +90,23 @@ def test_sampler_equals_diffusers_step_for_step(name, reference, steps, predicti
     assert np.allclose(sampler.table.timestep, scheduler.timesteps.numpy(), atol=1e-3)
     assert sampler.init_noise_sigma == pytest.approx(float(scheduler.init_noise_sigma), rel=1e-6)
     assert len(ours) == len(theirs) == steps
+    assert max(relative_error(a, b) for a, b in zip(ours, theirs, strict=True)) < 2e-5
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+@pytest.mark.parametrize("steps", STEPS[1:])
+@pytest.mark.parametrize("name", sample.SAMPLERS)
+def test_a_steep_schedule_read_from_our_file(name, steps, prediction_type, tmp_path, monkeypatch):
+    """The scheduler_config.json of a model directory makes diffusers sample as we do; here to 0.25 % of signal."""
+    config = ScheduleConfig(beta_end=0.03, prediction_type=prediction_type)
+    assert float(make_schedule(config).alphas_cumprod[-1]) < 1e-5
+    sizes = presets.test()
+    fields = diffusion_files(sizes.unet, sizes.vae, config, name)["scheduler/scheduler_config.json"]
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(fields))
+    scheduler = getattr(diffusers, fields["_class_name"]).from_pretrained(tmp_path)
+    noise = noises(steps)
+    theirs = their_trace(scheduler, steps, noise, monkeypatch)
+    ours = our_trace(sample.SAMPLERS[name](config, steps), noise)
     assert max(relative_error(a, b) for a, b in zip(ours, theirs, strict=True)) < 2e-5
 
 
