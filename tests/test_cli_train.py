@@ -37,9 +37,9 @@ def photos(tmp_path_factory):
 def test_collected_photos(photos, capsys, tmp_path):
     index = json.loads((photos / "index.json").read_text())
     assert 10 < len(index) < 24 and not any(entry["origin"].endswith("/7.png") for entry in index)
-    assert cli.main(["data", "show", str(photos), str(tmp_path / "sheet.png"), "--count", "3", "--size", "32"]) == 0
+    assert cli.main(["data", "show", str(photos), "-o", str(tmp_path / "sheet.png"), "-n", "3"]) == 0
     assert Image.open(tmp_path / "sheet.png").height > 3 * 100
-    assert cli.main(["data", "show", str(tmp_path), str(tmp_path / "sheet.png")]) == 2
+    assert cli.main(["data", "show", str(tmp_path), "-o", str(tmp_path / "sheet.png")]) == 2
     assert "mgie data photos" in capsys.readouterr().err
 
 

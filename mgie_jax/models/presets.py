@@ -106,8 +106,9 @@ def default() -> MGIEConfig:
         # there and not at the guidance, and found nothing there when it drew a picture. These leave 0.2 %.
         schedule=ScheduleConfig(beta_end=0.03, prediction_type="v_prediction"),
         prompt=PromptConfig(model_max_length=256),
+        # What gave the least error on training photos: it is the noisy steps that this model was trained most for.
         sampling=SamplingConfig(
-            resolution=128, steps=20, guidance_scale=1.5, image_guidance_scale=1.0, max_new_tokens=64
+            resolution=128, steps=8, sampler="ddim", guidance_scale=1.2, image_guidance_scale=1.0, max_new_tokens=64
         ),
     )  # fmt: skip
 
