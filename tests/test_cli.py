@@ -215,7 +215,8 @@ def test_bad_input_answers_before_jax_is_imported(tmp_path):
 def test_ctrl_c_ends_the_process_with_130(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
     code = """
-import sys, time, mgie_jax
+import signal, sys, time, mgie_jax
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests were started in the background
 from mgie_jax import cli
 def load(model_dir):
     print("ready", file=sys.stderr, flush=True)

@@ -129,7 +129,9 @@ def _folder_of(path: Path) -> Path:
         raise DataSetError(f"{path}: holds several data sets, name one: {', '.join(map(str, whole))}")
     if path.name.startswith(INCOMPLETE) or any(path.glob(f"{INCOMPLETE}*")) or any(path.glob(f"*/{INCOMPLETE}*")):
         raise DataSetError(f"{path}: its build did not end; run `mgie data build` again")
-    raise DataSetError(f"{path}: is no data set (it holds no {INFO}); `mgie data build` makes one")
+    raise DataSetError(
+        f"{path}: is no data set (it holds no {INFO}); `mgie data build` makes one, `mgie data photos` a folder of photos"
+    )
 
 
 def _example(record: dict[str, bytes]) -> Example:
