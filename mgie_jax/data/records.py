@@ -130,7 +130,8 @@ def _folder_of(path: Path) -> Path:
     if path.name.startswith(INCOMPLETE) or any(path.glob(f"{INCOMPLETE}*")) or any(path.glob(f"*/{INCOMPLETE}*")):
         raise DataSetError(f"{path}: its build did not end; run `mgie data build` again")
     raise DataSetError(
-        f"{path}: is no data set (it holds no {INFO}); `mgie data build` makes one, `mgie data photos` a folder of photos"
+        f"{path}: is no data set (it holds no {INFO}); `mgie data build` makes one, "
+        "`mgie data photos` a folder of photos"
     )
 
 
