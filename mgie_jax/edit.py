@@ -50,14 +50,24 @@ class Conditions:
     image_latents: Float[Array, "b h w c"]
 
 
-def write(model: MGIE, params: PyTree, batch: EditBatch, special: Special) -> tuple[Decoded, Float[Array, "b 8 d"]]:
-    """The MLLM's answer to each prompt, greedily without repeated 3-grams, and its eight visual states."""
+def answer(
+    model: MGIE,
+    params: PyTree,
+    ids: Int[HostOrDevice, "b l"],
+    mask: Bool[HostOrDevice, "b l"],
+    clip_pixels: Float[HostOrDevice, "b s s 3"],
+    *,
+    max_new_tokens: int,
+    eos_id: int,
+    pad_id: int,
+    no_repeat_ngram: int = 3,
+) -> tuple[Float[Array, "b l d"], Decoded]:
+    """The states of each prompt and the MLLM's answer to it, greedily; of `params` only "mllm" is needed."""
     mllm, variables = model.mllm, {"params": params["mllm"]}
-    new = model.config.sampling.max_new_tokens
-    rows, width = batch.ids.shape
-    cache = init_cache(model.config.mllm.llm, rows, width + new, model.dtype)
-    hidden, cache = mllm.apply(variables, batch.ids, batch.mask, batch.clip_pixels, cache, method="prefill")
-    length = batch.mask.sum(-1)
+    rows, width = ids.shape
+    cache = init_cache(model.config.mllm.llm, rows, width + max_new_tokens, model.dtype)
+    hidden, cache = mllm.apply(variables, ids, mask, clip_pixels, cache, method="prefill")
+    length = mask.sum(-1)
     last = jnp.take_along_axis(hidden, (length - 1)[:, None, None], axis=1)[:, 0]
 
     def read(hidden: Float[Array, "b d"]) -> Step:
@@ -67,15 +77,25 @@ def write(model: MGIE, params: PyTree, batch: EditBatch, special: Special) -> tu
         hidden, cache = mllm.apply(variables, token, cache, method="decode_step")
         return read(hidden), cache
 
-    answer = greedy(
-        step, read(last), cache, batch.ids, length, max_new_tokens=new, eos_id=special.eos, pad_id=special.pad
-    )
+    return hidden, greedy(
+        step, read(last), cache, ids, length,
+        max_new_tokens=max_new_tokens, eos_id=eos_id, pad_id=pad_id, no_repeat_ngram=no_repeat_ngram,
+    )  # fmt: skip
+
+
+def write(model: MGIE, params: PyTree, batch: EditBatch, special: Special) -> tuple[Decoded, Float[Array, "b 8 d"]]:
+    """The MLLM's answer to each prompt, greedily without repeated 3-grams, and its eight visual states."""
+    new, length = model.config.sampling.max_new_tokens, batch.mask.sum(-1)
+    hidden, said = answer(
+        model, params, batch.ids, batch.mask, batch.clip_pixels,
+        max_new_tokens=new, eos_id=special.eos, pad_id=special.pad,
+    )  # fmt: skip
     # The prompt's last states stand before the answer's: an answer too short for eight reaches back into them.
     tail = (length - 1)[:, None] - jnp.arange(NUM_IMG_TOKENS, 0, -1)
-    states = jnp.concatenate([jnp.take_along_axis(hidden, tail[..., None], axis=1), answer.hidden], axis=1)
-    found = answer.tokens == special.img0
+    states = jnp.concatenate([jnp.take_along_axis(hidden, tail[..., None], axis=1), said.hidden], axis=1)
+    found = said.tokens == special.img0
     img0 = jnp.where(found.any(-1), found.argmax(-1), new) + NUM_IMG_TOKENS + 1
-    return answer, img_states(states, img0, answer.length + NUM_IMG_TOKENS)
+    return said, img_states(states, img0, said.length + NUM_IMG_TOKENS)
 
 
 def read(model: MGIE, params: PyTree, batch: EditBatch, special: Special) -> Float[Array, "b 8 d"]:
@@ -130,8 +150,8 @@ def edit(
     model: MGIE, params: PyTree, batch: EditBatch, keys: Key[Array, " b"], sampler: Sampler, special: Special
 ) -> tuple[UInt8[Array, "b h w 3"], Int[Array, "b new"]]:
     """The whole edit, to be compiled as one program: pictures, and the tokens of the answers."""
-    answer, states = write(model, params, batch, special)
+    said, states = write(model, params, batch, special)
     conditions = guide(model, params, states, batch.pixels)
     state = start(sampler, conditions, keys)
     state = denoise(model, params, conditions, batch, sampler.table, state, keys, sampler.stochastic)
-    return decode(model, params, state.x), answer.tokens
+    return decode(model, params, state.x), said.tokens

@@ -1,6 +1,7 @@
 """The `mgie` command. A subcommand is a module with `HELP`, `add_arguments(parser)` and `run(args) -> int`.
 
-Exit codes: 0 done, 1 a fault of the program or the machine, 2 a mistake the user can mend, 130 interrupted.
+Exit codes: 0 done, 1 a fault of the program or the machine, 2 a mistake the user can mend, 130 interrupted; `train`
+has two more.
 Errors are one line on stderr; MGIE_DEBUG=1 shows the traceback instead.
 """
 
@@ -10,10 +11,13 @@ import sys
 from collections.abc import Sequence
 
 from mgie_jax import __version__
-from mgie_jax.cli import convert, curves, data, edit, eval, train
+from mgie_jax.cli import convert, curves, data, edit, eval, export, prepare, train
 
 # Subcommands import what is heavy inside `run`, once their arguments are known to be good.
-COMMANDS = {"edit": edit, "data": data, "train": train, "curves": curves, "eval": eval, "convert": convert}
+COMMANDS = {
+    "edit": edit, "data": data, "prepare": prepare, "train": train, "export": export, "curves": curves, "eval": eval,
+    "convert": convert,
+}  # fmt: skip
 
 
 class _Parser(argparse.ArgumentParser):

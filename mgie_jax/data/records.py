@@ -6,8 +6,9 @@ A data set is a folder that tensorflow-datasets wrote (`mgie data build`): Array
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -54,13 +55,17 @@ class Examples(Sequence):
 
     def __getitem__(self, index: SupportsIndex) -> Example:
         """Example number `index`. Raises IndexError outside the split, DataSetError where its file is damaged."""
-        return self.__getitems__([index])[0]
+        # Reading several takes threads, which cost more than reading one.
+        return self._read([index], lambda wanted: [self._records[wanted[0]]])[0]
 
     def __getitems__(self, indices: Iterable[SupportsIndex]) -> list[Example]:
         """Several examples, read together."""
+        return self._read(indices, self._records.__getitems__)
+
+    def _read(self, indices: Iterable[SupportsIndex], read: Callable[[list[int]], Iterable[Any]]) -> list[Example]:
         wanted = [self._checked(index) for index in indices]
         try:
-            return [_example(record) for record in self._records.__getitems__(wanted)]
+            return [_example(record) for record in read(wanted)]
         except Exception as error:  # ArrayRecord's checksums, protocol buffers
             named = ", ".join(map(str, wanted))
             raise DataSetError(f"{self!r}: example {named} of it cannot be read ({error}); build it again") from error
@@ -88,17 +93,10 @@ def load(path: str | os.PathLike, split: str | None = None) -> Examples:
     """
     import tensorflow_datasets as tfds
 
-    folder = _folder_of(Path(path))
-    try:
-        builder = tfds.builder_from_directory(folder)
-        sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
-        files = {name: [Path(file) for file in info.filepaths] for name, info in builder.info.splits.items()}
-        bytes_of = {name: info.num_bytes for name, info in builder.info.splits.items()}
-        fields = set(builder.info.features)
-    except Exception as error:  # whatever JSON and protocol buffers say to a damaged file
-        raise DataSetError(f"{folder}: its {INFO} or features.json cannot be read ({error}); build it again") from error
-    if fields != set(FIELDS):
-        raise DataSetError(f"{folder}: its records hold {', '.join(sorted(fields))}, not {', '.join(FIELDS)}")
+    folder, builder = _open(Path(path))
+    sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
+    files = {name: [Path(file) for file in info.filepaths] for name, info in builder.info.splits.items()}
+    bytes_of = {name: info.num_bytes for name, info in builder.info.splits.items()}
     if split is None:
         split = "train" if "train" in sizes or len(sizes) != 1 else next(iter(sizes))
     if split not in sizes:
@@ -115,6 +113,44 @@ def load(path: str | os.PathLike, split: str | None = None) -> Examples:
     except Exception as error:
         raise DataSetError(f"{folder}: its files cannot be read ({error}); build it again") from error
     return Examples(builder.info.name, split, records)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a data set says of itself.
+
+    Attributes:
+      name: of the data set, such as "ipr2pr".
+      splits: split -> number of examples.
+      digest: of the files that describe it: data sets that differ in it are different ones.
+    """
+
+    name: str
+    splits: dict[str, int]
+    digest: str
+
+
+def contents(path: str | os.PathLike) -> Contents:
+    """Read a data set's description alone. Raises DataSetError as `load` does, but for the records' files."""
+    folder, builder = _open(Path(path))
+    sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
+    return Contents(builder.info.name, sizes, hashlib.sha256((folder / INFO).read_bytes()).hexdigest())
+
+
+def _open(path: Path) -> tuple[Path, Any]:
+    """A data set's own folder and its builder, whose records are of the one schema."""
+    import tensorflow_datasets as tfds
+
+    folder = _folder_of(path)
+    try:
+        builder = tfds.builder_from_directory(folder)
+        fields = set(builder.info.features)
+        [(info.num_examples, info.num_bytes, info.filepaths) for info in builder.info.splits.values()]
+    except Exception as error:  # whatever JSON and protocol buffers say to a damaged file
+        raise DataSetError(f"{folder}: its {INFO} or features.json cannot be read ({error}); build it again") from error
+    if fields != set(FIELDS):
+        raise DataSetError(f"{folder}: its records hold {', '.join(sorted(fields))}, not {', '.join(FIELDS)}")
+    return folder, builder
 
 
 def _folder_of(path: Path) -> Path:

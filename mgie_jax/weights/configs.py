@@ -54,6 +54,7 @@ FIXED: dict[str, dict[str, Any]] = {
     "vision_tower": {"model_type": "clip_vision_model"},
     "mllm": {"attention_bias": False, "hidden_act": "silu", "mlp_bias": False, "rope_scaling": None},
     "edit_head": {"model_type": "mgie_edit_head"},
+    "t5": {"model_type": "t5", "feed_forward_proj": "gated-gelu", "decoder_start_token_id": 0, "eos_token_id": 1},
 }
 
 

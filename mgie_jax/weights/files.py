@@ -157,6 +157,25 @@ def load_model_dir(
     return config, {"mllm": mllm, **{part: loaded[part] for part in ("edit_head", "unet", "vae")}, "emb": emb}
 
 
+def load_mllm(path: str | Path, config: MGIEConfig, dtype: Any, place: Place) -> dict:
+    """The MLLM alone of a model directory, its vision tower with it: `load_model_dir`'s "mllm".
+
+    Args:
+      place: called with each parameter's path in the MLLM.
+
+    Raises:
+      ModelDirError: as `load_model_dir`.
+    """
+    template = _templates(config, np.dtype(dtype))
+
+    def put(path: tuple[str, ...], leaf: LazyLeaf) -> Any:
+        return place(("vision_tower", *path), leaf)
+
+    return load_part(path, "mllm", template["mllm"], place) | {
+        "vision_tower": load_part(path, "vision_tower", template["vision_tower"], put)
+    }
+
+
 def load_tokenizer(path: str | Path, config: MGIEConfig) -> PromptTokenizer:
     """The prompt's tokenizer of a model directory.
 

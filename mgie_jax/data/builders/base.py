@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import writer
+from tensorflow_datasets.proto import tf_example_pb2
 
 from mgie_jax.data.builders.candidates import Candidate, Splits, examine
 from mgie_jax.data.records import DataSetError
@@ -22,18 +24,11 @@ SHARD_BYTES = 128 << 20  # tensorflow-datasets keeps a shard in memory while it 
 NAMED = 5  # ids an error mentions
 
 
-class PairBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
-    """Editing pairs from a published local layout, in the order of their layout.
+class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
+    """Whatever writes the one record schema, in its own order; the same records make the same bytes.
 
     `ShardBasedBuilder` and not `GeneratorBasedBuilder`: the latter shuffles on disk, which above 1 GB needs
     TensorFlow; Grain shuffles when the data are read.
-
-    Args:
-      source: where the published files lie.
-      splits: those to build; none means every one that is there.
-      max_skipped: the share of all examples that may be skipped.
-      progress: called with the number of examples seen and of all, after each.
-      kwargs: of `tfds.core.DatasetBuilder`; `data_dir` is where the data set goes.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -41,20 +36,8 @@ class PairBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     # Set by each builder.
     DESCRIPTION = HOMEPAGE = ""
 
-    def __init__(self, *, source: str | os.PathLike = ".", splits: Sequence[str] = (), max_skipped: float = 0.05,
-                 progress: Callable[[int, int], None] = lambda done, total: None, **kwargs):  # fmt: skip
-        self.source, self.wanted = Path(source), tuple(splits)
-        self.max_skipped, self.progress = max_skipped, progress
+    def __init__(self, **kwargs):
         super().__init__(**{"file_format": "array_record"} | kwargs)
-
-    @abc.abstractmethod
-    def candidates(self) -> Splits:
-        """The examples of every split in `self.source`. Raises DataSetError where the layout is another."""
-
-    @property
-    def log(self) -> Path:
-        """Where skipped examples are listed: one {"split", "id", "reason"} a line."""
-        return Path(self.data_dir).parent / LOG
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
@@ -71,6 +54,44 @@ class PairBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             features=tfds.features.FeaturesDict(features),
             disable_shuffling=True,
         )
+
+    def _example_writer(self) -> writer.ExampleWriter:
+        return _SameBytes(self.info.file_format)
+
+
+class _SameBytes(writer.ExampleWriter):
+    """Protocol buffers put a record's fields in an order that differs from process to process, unless told not to."""
+
+    def write(self, path, examples):
+        parsed = ((key, tf_example_pb2.Example.FromString(record)) for key, record in examples)
+        return super().write(path, ((key, record.SerializeToString(deterministic=True)) for key, record in parsed))
+
+
+class PairBuilder(RecordBuilder, skip_registration=True):
+    """Editing pairs from a published local layout, in the order of their layout.
+
+    Args:
+      source: where the published files lie.
+      splits: those to build; none means every one that is there.
+      max_skipped: the share of all examples that may be skipped.
+      progress: called with the number of examples seen and of all, after each.
+      kwargs: of `tfds.core.DatasetBuilder`; `data_dir` is where the data set goes.
+    """
+
+    def __init__(self, *, source: str | os.PathLike = ".", splits: Sequence[str] = (), max_skipped: float = 0.05,
+                 progress: Callable[[int, int], None] = lambda done, total: None, **kwargs):  # fmt: skip
+        self.source, self.wanted = Path(source), tuple(splits)
+        self.max_skipped, self.progress = max_skipped, progress
+        super().__init__(**kwargs)
+
+    @abc.abstractmethod
+    def candidates(self) -> Splits:
+        """The examples of every split in `self.source`. Raises DataSetError where the layout is another."""
+
+    @property
+    def log(self) -> Path:
+        """Where skipped examples are listed: one {"split", "id", "reason"} a line."""
+        return Path(self.data_dir).parent / LOG
 
     def _shard_iterators_per_split(self, dl_manager) -> dict[str, list[Callable[[], Iterator[tuple[int, dict]]]]]:
         splits = {split: found for split, found in self.candidates().items() if found}
