@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from mgie_jax.sharding import BATCH, constrain
+
 Dtype = Any
 
 
@@ -69,7 +71,7 @@ class ResnetBlock2D(nn.Module):
         h = conv3x3(self.out_channels, self.dtype, name="conv2")(h)
         if x.shape[-1] != self.out_channels:
             x = nn.Conv(self.out_channels, (1, 1), dtype=self.dtype, name="conv_shortcut")(x)
-        return x.astype(self.dtype) + h
+        return constrain(x.astype(self.dtype) + h, BATCH)
 
 
 class Downsample2D(nn.Module):

@@ -13,7 +13,8 @@ from flax import linen as nn
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
-from mgie_jax.models.common import dot_product_attention
+from mgie_jax.models.common import dot_product_attention, remat
+from mgie_jax.sharding import BATCH, constrain
 
 
 def quick_gelu(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
@@ -115,7 +116,7 @@ class CLIPLayer(nn.Module):
         norm = partial(layer_norm, self.config, self.dtype)
         x = x + CLIPAttention(self.config, self.dtype, name="self_attn")(norm(name="layer_norm1")(x))
         x = x + CLIPMLP(self.config, self.dtype, name="mlp")(norm(name="layer_norm2")(x))
-        return x, None
+        return constrain(x, BATCH), None
 
 
 class CLIPEncoder(nn.Module):
@@ -123,6 +124,7 @@ class CLIPEncoder(nn.Module):
 
     config: CLIPVisionConfig
     dtype: Dtype = jnp.float32
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l d"], depth: int) -> Float[Array, "b l d"]:
@@ -134,22 +136,23 @@ class CLIPEncoder(nn.Module):
             return layers(self.config, self.dtype, name="layers")(x)[0]
         # nn.scan runs every layer that has parameters; indexing those runs fewer and copies no slice of them.
         stacked = self.variables["params"]["layers"]
-        layer = CLIPLayer(self.config, self.dtype, parent=None)
+        layer = remat(CLIPLayer, self.remat, scanned=True)(self.config, self.dtype, parent=None)
 
         def body(x, index):
             return layer.apply({"params": jax.tree.map(lambda leaf: leaf[index], stacked)}, x)
 
-        return jax.lax.scan(body, x, jnp.arange(depth))[0]
+        return jax.lax.scan(body, constrain(x, BATCH), jnp.arange(depth))[0]
 
 
 class CLIPVisionTransformer(nn.Module):
     config: CLIPVisionConfig
     dtype: Dtype = jnp.float32
+    remat: str = "none"
 
     def setup(self):
         self.embeddings = CLIPEmbeddings(self.config, self.dtype)
         self.pre_layrnorm = layer_norm(self.config, self.dtype)  # transformers' spelling
-        self.encoder = CLIPEncoder(self.config, self.dtype)
+        self.encoder = CLIPEncoder(self.config, self.dtype, self.remat)
         self.post_layernorm = layer_norm(self.config, self.dtype)
 
     def __call__(self, pixels: Float[Array, "b h w c"], depth: int) -> Float[Array, "b tokens d"]:
@@ -160,13 +163,14 @@ class CLIPVisionTransformer(nn.Module):
 
 
 class CLIPVisionModel(nn.Module):
-    """CLIP's image encoder."""
+    """CLIP's image encoder. `remat`: what the backward pass recomputes in each layer (`common.remat`)."""
 
     config: CLIPVisionConfig
     dtype: Dtype = jnp.float32
+    remat: str = "none"
 
     def setup(self):
-        self.vision_model = CLIPVisionTransformer(self.config, self.dtype)
+        self.vision_model = CLIPVisionTransformer(self.config, self.dtype, self.remat)
 
     def __call__(
         self, pixels: Float[Array, "b h w c"], select_layer: int = -2

@@ -5,11 +5,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-REMAT_POLICIES = {
-    "full": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
 
+def _is_weight_product(primitive, *args, **params) -> bool:
+    """Whether an equation is a matmul with weights or a convolution; attention's matmuls have batch dimensions."""
+    dot = jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params)
+    return primitive is jax.lax.conv_general_dilated_p or dot
+
+
+REMAT_POLICIES = {"blocks": None, "dots": _is_weight_product}
 
 BLOCKED_FROM = 128 * 128  # logits; below, a loop over matrices costs more than it saves
 
@@ -95,15 +98,17 @@ def append_to_stack(
     return (keys, values), keys[layer].astype(k.dtype), values[layer].astype(v.dtype)
 
 
-def remat(module: type[nn.Module], policy: str) -> type[nn.Module]:
+def remat(module: type[nn.Module], policy: str, scanned: bool = False) -> type[nn.Module]:
     """`module` with its activations recomputed in the backward pass.
 
-    `policy` is "none" (keep everything), "dots" (keep the outputs of weight matmuls) or "full" (keep only the
-    module's inputs). Raises ValueError for any other name. Meant for the body of a scan, hence no CSE
-    barrier.
+    `policy` is "none" (keep everything), "dots" (keep the outputs of weight matmuls and convolutions) or "blocks" (keep
+    only the module's inputs). The body of a scan, `scanned`, needs no barrier against common subexpressions.
+
+    Raises:
+      ValueError: another policy.
     """
     if policy == "none":
         return module
     if policy not in REMAT_POLICIES:
         raise ValueError(f"remat policy {policy!r} is not one of {['none', *REMAT_POLICIES]}")
-    return nn.remat(module, policy=REMAT_POLICIES[policy], prevent_cse=False)
+    return nn.remat(module, policy=REMAT_POLICIES[policy], prevent_cse=not scanned)

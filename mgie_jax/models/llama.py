@@ -14,6 +14,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
 from mgie_jax.models.common import append_to_stack, dot_product_attention, remat
+from mgie_jax.sharding import BATCH, constrain
 from mgie_jax.types import KVCache
 
 
@@ -130,7 +131,7 @@ class LlamaLayer(nn.Module):
         )
         x = x + attended
         x = x + LlamaMLP(self.config, self.dtype, name="mlp")(norm(name="post_attention_layernorm")(x))
-        return (x, stack), None
+        return (constrain(x, BATCH), stack), None
 
 
 class LlamaModel(nn.Module):
@@ -147,7 +148,7 @@ class LlamaModel(nn.Module):
         config = self.config
         self.embed_tokens = nn.Embed(config.vocab_size, config.hidden_size, dtype=self.dtype)
         self.layers = nn.scan(
-            remat(LlamaLayer, self.remat),
+            remat(LlamaLayer, self.remat, scanned=True),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
@@ -175,7 +176,7 @@ class LlamaModel(nn.Module):
         causal = jnp.arange(valid.shape[1]) <= slots[:, None]
         cos, sin = rotary_angles(positions, config.head_dim, config.rope_theta)
         (x, stack), _ = self.layers(
-            (inputs_embeds.astype(self.dtype), stack),
+            (constrain(inputs_embeds.astype(self.dtype), BATCH), stack),
             jnp.arange(config.num_hidden_layers),
             cos,
             sin,

@@ -18,7 +18,13 @@ NUM_IMG_TOKENS = 8
 
 @dataclass(frozen=True)
 class MGIE:
-    """The four modules of `config`; their parameters are the entries of one dict, under the same names."""
+    """The four modules of `config`; their parameters are the entries of one dict, under the same names.
+
+    Attributes:
+        dtype: what the networks compute in, whatever their parameters are stored in; statistics of norms, softmax,
+            logits, the VAE's posterior and so the losses are float32.
+        remat: what the backward pass recomputes in the MLLM's layers and the UNet's blocks (`common.remat`).
+    """
 
     config: MGIEConfig
     dtype: Dtype = jnp.float32
@@ -34,7 +40,7 @@ class MGIE:
 
     @property
     def unet(self) -> UNet2DConditionModel:
-        return UNet2DConditionModel(self.config.unet, self.dtype, self.remat != "none")
+        return UNet2DConditionModel(self.config.unet, self.dtype, self.remat)
 
     @property
     def vae(self) -> AutoencoderKL:

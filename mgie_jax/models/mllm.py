@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mgie_jax.models.clip import CLIPVisionConfig, CLIPVisionModel
 from mgie_jax.models.llama import LlamaConfig, LlamaModel, text_positions, vocabulary_head
+from mgie_jax.sharding import BATCH, constrain
 from mgie_jax.types import KVCache
 
 
@@ -76,7 +77,7 @@ class MultimodalLlamaModel(LlamaModel):
 
 
 class MLLM(nn.Module):
-    """Vision tower, projector and LLaMA. `remat`: what LLaMA's backward pass recomputes (`common.remat`)."""
+    """Vision tower, projector and LLaMA. `remat`: what backward passes recompute in their layers (`common.remat`)."""
 
     config: MLLMConfig
     dtype: Dtype = jnp.float32
@@ -84,7 +85,7 @@ class MLLM(nn.Module):
 
     def setup(self):
         config = self.config
-        self.vision_tower = CLIPVisionModel(config.vision, self.dtype)
+        self.vision_tower = CLIPVisionModel(config.vision, self.dtype, self.remat)
         self.model = MultimodalLlamaModel(config.llm, self.dtype, self.remat, config.mm_projector_type)
         self.lm_head = vocabulary_head(config.llm, self.dtype)
 
@@ -128,4 +129,4 @@ class MLLM(nn.Module):
 
     def logits(self, hidden: Float[Array, "*b d"]) -> Float[Array, "*b vocab"]:
         """Next-token logits in float32."""
-        return self.lm_head(hidden)
+        return constrain(self.lm_head(hidden), BATCH)

@@ -8,7 +8,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Real
 
 from mgie_jax.models.blocks import Downsample2D, GroupNorm, ResnetBlock2D, Upsample2D, conv3x3
-from mgie_jax.models.common import dot_product_attention
+from mgie_jax.models.common import dot_product_attention, remat
+from mgie_jax.sharding import BATCH, constrain
 
 Dtype = Any
 
@@ -134,7 +135,7 @@ class Transformer2DModel(nn.Module):
         y = GroupNorm(self.groups, 1e-6, self.dtype, name="norm")(x)
         y = nn.Conv(c, (1, 1), dtype=self.dtype, name="proj_in")(y).reshape(b, h * w, c)
         y = BasicTransformerBlock(self.heads, self.dtype, name="transformer_blocks.0")(y, context)
-        return x + nn.Conv(c, (1, 1), dtype=self.dtype, name="proj_out")(y.reshape(b, h, w, c))
+        return constrain(x + nn.Conv(c, (1, 1), dtype=self.dtype, name="proj_out")(y.reshape(b, h, w, c)), BATCH)
 
 
 class _Level(nn.Module):
@@ -144,18 +145,16 @@ class _Level(nn.Module):
     channels: int
     attention: bool
     dtype: Dtype
-    remat: bool
+    remat: str
 
     def resnet(self, i: int) -> nn.Module:
-        block = nn.remat(ResnetBlock2D) if self.remat else ResnetBlock2D
-        c = self.config
+        c, block = self.config, remat(ResnetBlock2D, self.remat)
         return block(self.channels, c.norm_num_groups, c.norm_eps, self.dtype, name=f"resnets.{i}")
 
     def attend(self, i: int, x: Array, context: Array) -> Array:
         if not self.attention:
             return x
-        block = nn.remat(Transformer2DModel) if self.remat else Transformer2DModel
-        c = self.config
+        c, block = self.config, remat(Transformer2DModel, self.remat)
         return block(c.attention_head_dim, c.norm_num_groups, self.dtype, name=f"attentions.{i}")(x, context)
 
 
@@ -216,13 +215,13 @@ class UNet2DConditionModel(nn.Module):
     """Predicts the noise (or v) in a latent, given the time and the guidance.
 
     Any height and width will do: where one does not halve evenly at each level, the upsampled features are
-    cropped to their skip, as diffusers does. `remat` recomputes each resnet and attention in the backward
-    pass in place of keeping their activations. The output has `dtype`.
+    cropped to their skip, as diffusers does. `remat`: what the backward pass recomputes in each resnet and
+    attention (`common.remat`). The output has `dtype`.
     """
 
     config: UNetConfig
     dtype: Dtype = jnp.float32
-    remat: bool = False
+    remat: str = "none"
 
     @nn.compact
     def __call__(

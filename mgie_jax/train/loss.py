@@ -12,6 +12,7 @@ from mgie_jax.diffusion.schedule import add_noise, make_schedule, training_targe
 from mgie_jax.models.mgie import MGIE, img_embeddings, img_states
 from mgie_jax.text.prompt import IGNORE
 from mgie_jax.train.state import merge_params
+from mgie_jax.train.step import SplitLoss
 from mgie_jax.types import HostOrDevice
 
 
@@ -51,6 +52,13 @@ class Draws:
     uniform: Float[HostOrDevice, " bn"]
 
 
+class Counts(NamedTuple):
+    """What the two means of the joint loss divide by: the labelled tokens, and the examples' draws."""
+
+    labels: Int[Array, ""]
+    draws: int | Int[Array, ""]
+
+
 class Prediction(NamedTuple):
     """What the networks say of a batch; `output` is the UNet's, `target` what it should be.
 
@@ -65,19 +73,30 @@ class Prediction(NamedTuple):
     target: Float[Array, "bn h w c"]
 
 
-def instruction_loss(logits: Float[Array, "b l v"], labels: Int[Array, "b l"]) -> Float[Array, ""]:
-    """L_ins: cross-entropy of each labelled token given those before it, averaged over the batch's labels."""
-    labels = labels[:, 1:]
+def count_labels(labels: Int[Array, "b l"]) -> Int[Array, ""]:
+    """What L_ins is an average over; at least 1."""
+    return jnp.maximum((labels[:, 1:] != IGNORE).sum(), 1)
+
+
+def instruction_loss(
+    logits: Float[Array, "b l v"], labels: Int[Array, "b l"], count: Int[Array, ""] | None = None
+) -> Float[Array, ""]:
+    """L_ins: cross-entropy of each labelled token given those before it, averaged over the batch's labels.
+
+    `count` is the number of labels in the whole batch, where these rows are a part of it.
+    """
+    labels, count = labels[:, 1:], count_labels(labels) if count is None else count
     counted = labels != IGNORE
     losses = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], jnp.where(counted, labels, 0))
-    return jnp.where(counted, losses, 0.0).sum() / jnp.maximum(counted.sum(), 1)
+    return jnp.where(counted, losses, 0.0).sum() / count
 
 
-def instruction_accuracy(logits: Float[Array, "b l v"], labels: Int[Array, "b l"]) -> Float[Array, ""]:
-    """Share of labelled tokens that are the likeliest."""
-    labels = labels[:, 1:]
-    counted = labels != IGNORE
-    return ((logits[:, :-1].argmax(-1) == labels) & counted).sum() / jnp.maximum(counted.sum(), 1)
+def instruction_accuracy(
+    logits: Float[Array, "b l v"], labels: Int[Array, "b l"], count: Int[Array, ""] | None = None
+) -> Float[Array, ""]:
+    """Share of labelled tokens that are the likeliest; `count` as in `instruction_loss`."""
+    labels, count = labels[:, 1:], count_labels(labels) if count is None else count
+    return ((logits[:, :-1].argmax(-1) == labels) & (labels != IGNORE)).sum() / count
 
 
 def drop_conditions(
@@ -92,18 +111,18 @@ def drop_conditions(
     return guidance, jnp.where(dropped, 0.0, image_latents)
 
 
-def make_instruction_loss(model: MGIE):
+def make_instruction_loss(model: MGIE) -> SplitLoss:
     """The loss of the first stage of a small model: L_ins alone, on a `TextBatch`."""
 
-    def loss(trainable: PyTree, frozen: PyTree, batch: TextBatch, key: Key[Array, ""]) -> tuple[Array, dict]:
+    def value(trainable: PyTree, frozen: PyTree, batch: TextBatch, draws: None, labels: Array) -> tuple[Array, dict]:
         params = {"params": merge_params(trainable, frozen)["mllm"]}
         hidden = model.mllm.apply(params, batch.ids, batch.mask, batch.clip_pixels)
         logits = model.mllm.apply(params, hidden, method="logits")
-        value = instruction_loss(logits, batch.labels)
-        accuracy = instruction_accuracy(logits, batch.labels)
-        return value, {"loss": value, "L_ins": value, "token_accuracy": accuracy}
+        loss = instruction_loss(logits, batch.labels, labels)
+        accuracy = instruction_accuracy(logits, batch.labels, labels)
+        return loss, {"loss": loss, "L_ins": loss, "token_accuracy": accuracy}
 
-    return loss
+    return SplitLoss(draw=lambda key, batch: None, count=lambda batch: count_labels(batch.labels), value=value)
 
 
 def make_draws(
@@ -162,19 +181,23 @@ def predict(model: MGIE, params: PyTree, batch: EditPairBatch, draws: Draws, img
 
 
 def joint_loss(
-    said: Prediction, labels: Int[Array, "b l"], edit_weight: float = 0.5
+    said: Prediction, labels: Int[Array, "b l"], edit_weight: float = 0.5, counts: Counts | None = None
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """L_ins + edit_weight * L_edit, the second averaged over all draws, and the metrics."""
-    l_ins = instruction_loss(said.logits, labels)
-    l_edit = jnp.square(said.output.astype(jnp.float32) - said.target).mean()
+    """L_ins + edit_weight * L_edit, the second averaged over all draws, and the metrics.
+
+    `counts` are the whole batch's, where `said` and `labels` are of a part of it.
+    """
+    counts = Counts(count_labels(labels), said.output.shape[0]) if counts is None else counts
+    l_ins = instruction_loss(said.logits, labels, counts.labels)
+    l_edit = jnp.square(said.output.astype(jnp.float32) - said.target).mean((1, 2, 3)).sum() / counts.draws
     total = l_ins + edit_weight * l_edit
-    accuracy = instruction_accuracy(said.logits, labels)
+    accuracy = instruction_accuracy(said.logits, labels, counts.labels)
     return total, {"loss": total, "L_ins": l_ins, "L_edit": l_edit, "token_accuracy": accuracy}
 
 
 def make_joint_loss(
     model: MGIE, img0_id: int, edit_weight: float = 0.5, noise_draws: int = 1, timestep_power: float = 1.0
-):
+) -> SplitLoss:
     """The joint loss on an `EditPairBatch`, as a step wants it: its draws are made from the step's key.
 
     Timesteps are drawn with a density that rises as t^(timestep_power - 1): 1 is the paper's uniform draw; above it the
@@ -184,9 +207,16 @@ def make_joint_loss(
     example: the same expected gradient, less noisy, and cheaper than as many examples where the MLLM costs most.
     """
 
-    def loss(trainable: PyTree, frozen: PyTree, batch: EditPairBatch, key: Key[Array, ""]) -> tuple[Array, dict]:
-        draws = make_draws(key, model, batch, noise_draws, timestep_power)
-        said = predict(model, merge_params(trainable, frozen), batch, draws, img0_id)
-        return joint_loss(said, batch.text.labels, edit_weight)
+    def draw(key: Key[Array, ""], batch: EditPairBatch) -> Draws:
+        return make_draws(key, model, batch, noise_draws, timestep_power)
 
-    return loss
+    def count(batch: EditPairBatch) -> Counts:
+        return Counts(count_labels(batch.text.labels), batch.source.shape[0] * noise_draws)
+
+    def value(
+        trainable: PyTree, frozen: PyTree, batch: EditPairBatch, draws: Draws, counts: Counts
+    ) -> tuple[Array, dict]:
+        said = predict(model, merge_params(trainable, frozen), batch, draws, img0_id)
+        return joint_loss(said, batch.text.labels, edit_weight, counts)
+
+    return SplitLoss(draw, count, value)

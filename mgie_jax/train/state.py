@@ -52,29 +52,30 @@ def merge_params(a: dict, b: dict) -> dict:
     return unflatten_dict({**flatten_dict(a), **flatten_dict(b)})
 
 
-def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """AdamW with cosine decay after linear warm-up, with one peak learning rate per side.
+def schedules(config: ml_collections.ConfigDict) -> dict[str, optax.Schedule]:
+    """The learning rate of each side, as a function of the updates done: linear warm-up, then cosine decay.
 
     `config.learning_rate` maps a top-level parameter name to its peak rate; "default" serves the rest
-    (paper, section 4.1: 5e-4 for the MLLM side, 1e-4 for the diffusion side; weight decay 0).
+    (paper, section 4.1: 5e-4 for the MLLM side, 1e-4 for the diffusion side).
     """
-    rates = dict(config.learning_rate)
+    warmup = max(1, int(config.warmup * config.steps))
+    return {
+        name: optax.warmup_cosine_decay_schedule(0.0, peak, warmup, config.steps, peak * config.final_lr_fraction)
+        for name, peak in config.learning_rate.items()
+    }
 
-    def adamw(peak: float) -> optax.GradientTransformation:
-        schedule = optax.warmup_cosine_decay_schedule(
-            0.0, peak, max(1, int(config.warmup * config.steps)), config.steps, peak * config.final_lr_fraction
-        )
-        return optax.adamw(schedule, b2=config.b2, weight_decay=config.weight_decay)
+
+def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """AdamW with the learning rates of `schedules` (paper, section 4.1; weight decay 0) on clipped gradients."""
+    rates = schedules(config)
 
     def labels(params: dict) -> dict:
         return {
             name: jax.tree.map(lambda _, n=name: n if n in rates else "default", tree) for name, tree in params.items()
         }
 
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.multi_transform({name: adamw(rate) for name, rate in rates.items()}, labels),
-    )
+    sides = {name: optax.adamw(rate, b2=config.b2, weight_decay=config.weight_decay) for name, rate in rates.items()}
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.multi_transform(sides, labels))
 
 
 def init_state(params: dict, optimizer: optax.GradientTransformation, ema: bool) -> TrainState:

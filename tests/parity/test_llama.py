@@ -94,7 +94,7 @@ def test_cached_pieces_give_the_states_of_one_pass(pair, side):
         assert relative_error(jnp.stack(pieces)[:, row], wanted[0, -4:]) < 1e-4
 
 
-@pytest.mark.parametrize("policy", ["dots", "full"])
+@pytest.mark.parametrize("policy", ["dots", "blocks"])
 def test_rematerialised_gradients_are_the_same(pair, policy):
     _, ours, params = pair
     ids, mask = padded_batch("right")

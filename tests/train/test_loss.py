@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from mgie_jax.data.generate import EditPairs
+from mgie_jax.data.order import GeneratedExamples
 from mgie_jax.models import presets
 from mgie_jax.models.mgie import MGIE
 from mgie_jax.text.prompt import PromptConfig, PromptTokenizer
-from mgie_jax.train.batches import edit_pair_batches
+from mgie_jax.train.batches import EditPairBatches
 from mgie_jax.train.loss import drop_conditions, instruction_loss, make_joint_loss
 from mgie_jax.train.state import split_params
 from mgie_jax.weights.files import load_tokenizer
@@ -29,8 +30,9 @@ def tokenizer(tiny_model_dir):
 @pytest.fixture(scope="module")
 def batch(tokenizer):
     photos = [np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)]
-    made = edit_pair_batches(EditPairs(photos, size=32), tokenizer, CONFIG, 4, 320, 16)(0)
-    return jax.tree.map(jnp.asarray, made)
+    examples = GeneratedExamples(EditPairs(photos, size=32))
+    made = EditPairBatches(examples, tokenizer, CONFIG, 4, 320, 16)(0, slice(None))
+    return jax.tree.map(jnp.asarray, made.arrays)
 
 
 @pytest.fixture(scope="module")
