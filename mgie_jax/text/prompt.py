@@ -22,6 +22,10 @@ IGNORE = -100  # label of a position that the loss skips
 ROLE = "ASSISTANT:"
 
 
+class PromptError(ValueError):
+    """What a person asks, or an example of it, cannot be put in a prompt: it is empty or too long."""
+
+
 @dataclass(frozen=True)
 class PromptConfig:
     """The words around the instruction; the defaults are the released model's.
@@ -132,7 +136,7 @@ class PromptTokenizer:
     def _checked(self, ids: list[int], what: str) -> list[int]:
         limit = self.config.model_max_length
         if len(ids) > limit:
-            raise ValueError(
+            raise PromptError(
                 f"{what} is {len(ids)} tokens long with the prompt around it, the limit is {limit}: "
                 f"shorten it by about {len(ids) - limit} tokens"
             )
@@ -142,7 +146,7 @@ class PromptTokenizer:
         """Ids up to and including `<im_end>`."""
         instruction = neutralise(instruction, self._special)
         if not instruction:
-            raise ValueError("the instruction is empty")
+            raise PromptError("the instruction is empty")
         bos = [] if self.bos_id is None else [self.bos_id]
         patches = [self.im_patch_id] * self.num_patches
         return (
@@ -153,7 +157,7 @@ class PromptTokenizer:
         """Ids of the prompt, ready for generation: they end with "ASSISTANT:".
 
         Raises:
-          ValueError: the instruction is empty, or the prompt is longer than `model_max_length`.
+          PromptError: the instruction is empty, or the prompt is longer than `model_max_length`.
         """
         return self._checked(self._image_ids(instruction) + self._encode(self._role), "the instruction")
 
@@ -165,11 +169,13 @@ class PromptTokenizer:
         the token at position i, so the loss compares `logits[i - 1]` with it.
 
         Raises:
-          ValueError: instruction or expressive text is empty, or the whole is longer than `model_max_length`.
+          PromptError: instruction or expressive text is empty, or the whole is longer than `model_max_length`.
+          ValueError: the labels cannot begin where the answer does, for the tokenizer merges the two. (The released
+            code prints a warning and trains on without the example's labels.)
         """
         expressive = neutralise(expressive, self._special)
         if not expressive:
-            raise ValueError("the expressive instruction is empty")
+            raise PromptError("the expressive instruction is empty")
         prompt = self._image_ids(instruction)
         role, answer = self._encode(self._role), self._encode(f"{self._role} {expressive}")
         if answer[: len(role)] != role:

@@ -17,10 +17,11 @@ _FLOOR = len(_FIRST) + 256 + len(_LAST)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, model_max_length: int = 512) -> PreTrainedTokenizerFast:
-    """Learns a tokenizer of at most `vocab_size` entries (fewer where the texts hold fewer distinct pieces).
+    """Learns a tokenizer of `vocab_size` entries.
 
-    Layout: `<unk> <s> </s>`, the 256 bytes, the learned pieces, then at the end `<im_patch> <im_start>
-    <im_end> [IMG0]..[IMG7]` as in the released 32011-entry vocabulary. Pad is `<unk>`; `<s>` is put first,
+    Layout: `<unk> <s> </s>`, the 256 bytes, the learned pieces, entries that no text has where the texts hold too few
+    distinct pieces, then at the end `<im_patch> <im_start> <im_end> [IMG0]..[IMG7]` as in the released 32011-entry
+    vocabulary. Pad is `<unk>`; `<s>` is put first,
     as LLaMA does. Bytes are in the vocabulary, so that any text survives encoding and decoding unchanged.
 
     Raises:
@@ -40,6 +41,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, model_max_length: int = 512
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer = _filled(tokenizer, vocab_size - len(_LAST))
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in _LAST])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
@@ -54,6 +56,14 @@ def train_bpe(texts: Iterable[str], vocab_size: int, model_max_length: int = 512
         model_max_length=model_max_length,
         clean_up_tokenization_spaces=False,
     )
+
+
+def _filled(tokenizer: Tokenizer, size: int) -> Tokenizer:
+    """The tokenizer with `size` entries; those added are made by no merge, so that nothing is encoded as them."""
+    fields = json.loads(tokenizer.to_str())
+    vocabulary = fields["model"]["vocab"]
+    fields["model"]["vocab"] = vocabulary | {f"<unused{i}>": i for i in range(len(vocabulary), size)}
+    return Tokenizer.from_str(json.dumps(fields))
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> None:

@@ -1,65 +1,85 @@
 """Batches for training: examples of edits, tokenized, preprocessed and stacked, as a pure function of a number."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
-from PIL import Image
+from jaxtyping import Float
 
-from mgie_jax.data.generate import EditExample, EditPairs
+from mgie_jax.data.order import EndlessExamples, Found, Pictures, usable
+from mgie_jax.data.pipeline import HostBatch, Rows
 from mgie_jax.models.presets import MGIEConfig
 from mgie_jax.photo import CLIP_MEAN, CLIP_STD, clip_pixels
-from mgie_jax.text.prompt import IGNORE, PromptTokenizer, pad_batch
+from mgie_jax.text.prompt import IGNORE, PromptError, PromptTokenizer, pad_batch
 from mgie_jax.train.loss import EditPairBatch, TextBatch
 
 
-def text_batch(
-    examples: list[EditExample], tokenizer: PromptTokenizer, model: MGIEConfig, length: int
-) -> TextBatch:
-    """The MLLM's side of some examples, padded to `length` tokens.
+class _Row(NamedTuple):
+    """One example, ready to be stacked."""
 
-    Raises:
-        ValueError: an example needs more than `length` tokens.
+    id: str
+    tokens: list[int]
+    labels: list[int]
+    clip_pixels: Float[np.ndarray, "s s 3"]
+    pictures: Pictures
+
+
+@dataclass(frozen=True, eq=False)
+class TextBatches:
+    """A `BatchFn` of `TextBatch`es for the MLLM alone: row r of update k is the example at place k * batch_size + r.
+
+    Attributes:
+      batch_size: of the whole batch, over all hosts.
+      length: tokens that every row is padded to; examples that need more are skipped (`config.max_tokens`).
     """
-    rows = [tokenizer.encode_example(example.instruction, example.expressive) for example in examples]
-    ids, mask = pad_batch([ids for ids, _ in rows], [length], pad_id=tokenizer.pad_id)
-    labels, _ = pad_batch([labels for _, labels in rows], [length], pad_id=IGNORE)
-    size = model.mllm.vision.image_size
-    seen = [clip_pixels(Image.fromarray(example.source), size, CLIP_MEAN, CLIP_STD) for example in examples]
-    return TextBatch(ids=ids, mask=mask, labels=labels, clip_pixels=np.stack(seen))
+
+    examples: EndlessExamples
+    tokenizer: PromptTokenizer
+    model: MGIEConfig
+    batch_size: int
+    length: int
+
+    def __call__(self, number: int, rows: Rows) -> HostBatch:
+        """Some rows of batch `number`.
+
+        Raises:
+          DataSetError: too many examples in a row are no good.
+          ValueError: the tokenizer gives no labels (`PromptTokenizer.encode_example`).
+        """
+        return self._stacked(number, rows, None)[0]
+
+    def _stacked(self, number: int, rows: Rows, size: int | None) -> tuple[HostBatch, list[_Row]]:
+        places = number * self.batch_size + np.arange(self.batch_size)[rows]
+        made = [usable(self.examples, int(place), lambda found: self._row(found, size)) for place in places]
+        made, skipped = [row for row, _ in made], [skip for _, skips in made for skip in skips]
+        ids, mask = pad_batch([row.tokens for row in made], [self.length], pad_id=self.tokenizer.pad_id)
+        labels, _ = pad_batch([row.labels for row in made], [self.length], pad_id=IGNORE)
+        text = TextBatch(ids=ids, mask=mask, labels=labels, clip_pixels=np.stack([row.clip_pixels for row in made]))
+        return HostBatch(text, tuple(row.id for row in made), tuple(skipped)), made
+
+    def _row(self, found: Found, size: int | None) -> _Row:
+        tokens, labels = self.tokenizer.encode_example(found.instruction, found.expressive)
+        if len(tokens) > self.length:
+            raise PromptError(f"is {len(tokens)} tokens long with the prompt around it, the limit is {self.length}")
+        pictures = found.pictures(size)
+        seen = clip_pixels(pictures.seen, self.model.mllm.vision.image_size, CLIP_MEAN, CLIP_STD)
+        return _Row(found.id, tokens, labels, seen, pictures)
 
 
-def text_batches(
-    pairs: EditPairs, tokenizer: PromptTokenizer, model: MGIEConfig, batch_size: int, length: int
-) -> Callable[[int], TextBatch]:
-    """Batch `number` holds examples number * batch_size onwards."""
+@dataclass(frozen=True, eq=False)
+class EditPairBatches(TextBatches):
+    """A `BatchFn` of `EditPairBatch`es for the joint step: as `TextBatches`, with the pictures at `size` px."""
 
-    def batch(number: int) -> TextBatch:
-        examples = [pairs.example(number * batch_size + i) for i in range(batch_size)]
-        return text_batch(examples, tokenizer, model, length)
+    size: int
 
-    return batch
+    def __post_init__(self):
+        """Raises ValueError where the examples cannot be had at `size` px."""
+        self.examples.check_size(self.size)
 
-
-def edit_pair_batches(
-    pairs: EditPairs, tokenizer: PromptTokenizer, model: MGIEConfig, batch_size: int, length: int, size: int
-) -> Callable[[int], EditPairBatch]:
-    """As `text_batches`, with source and target at `size` px, which divides the examples' own size."""
-    if pairs.size % size:
-        raise ValueError(f"examples of {pairs.size} px cannot be shrunk evenly to {size} px")
-
-    def batch(number: int) -> EditPairBatch:
-        examples = [pairs.example(number * batch_size + i) for i in range(batch_size)]
-        return EditPairBatch(
-            text=text_batch(examples, tokenizer, model, length),
-            source=np.stack([_shrink(example.source, size) for example in examples]),
-            target=np.stack([_shrink(example.target, size) for example in examples]),
-        )
-
-    return batch
-
-
-def _shrink(photo: UInt8[np.ndarray, "h w 3"], size: int) -> Float[np.ndarray, "s s 3"]:
-    """Means of square blocks, in [-1, 1]."""
-    f = photo.shape[0] // size
-    return photo.reshape(size, f, size, f, 3).mean((1, 3), dtype=np.float32) / 127.5 - 1.0
+    def __call__(self, number: int, rows: Rows) -> HostBatch:
+        """See `TextBatches`."""
+        batch, made = self._stacked(number, rows, self.size)
+        source, target = (np.stack([row.pictures[i] for row in made]) for i in (1, 2))
+        return HostBatch(EditPairBatch(text=batch.arrays, source=source, target=target), batch.ids, batch.skipped)

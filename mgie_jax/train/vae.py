@@ -1,17 +1,20 @@
 """Training the autoencoder: L1 + LPIPS + KL, on random crops of photographs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from jaxtyping import Array, PyTree, UInt8
+from jaxtyping import Array, Float, PyTree, UInt8
 from PIL import Image
 
+from mgie_jax.data.pipeline import HostBatch, Rows
 from mgie_jax.models.vae import AutoencoderKL, VAEConfig
 from mgie_jax.train.loop import Task
 from mgie_jax.train.perceptual import load_lpips
+from mgie_jax.train.step import SplitLoss
 
 
 def make_vae_task(vae: VAEConfig, photos: Sequence[UInt8[np.ndarray, "h w 3"]], config: ml_collections.ConfigDict,
@@ -19,24 +22,39 @@ def make_vae_task(vae: VAEConfig, photos: Sequence[UInt8[np.ndarray, "h w 3"]], 
     """The task of training `vae` on `photos`; `params` continues from given weights."""
     model = AutoencoderKL(vae)
     if params is None:
-        size = config.crop
+        size = config.image_size
         params = model.init(
             jax.random.key(config.seed), jnp.zeros((1, size, size, 3)), jax.random.key(0)
         )["params"]
     lpips = load_lpips() if config.lpips_weight else None
 
-    def loss(trainable: PyTree, frozen: PyTree, batch: UInt8[Array, "b h w 3"], key: Array) -> tuple[Array, dict]:
-        pixels = batch.astype(jnp.float32) / 127.5 - 1.0
-        restored, posterior = model.apply({"params": trainable["vae"]}, pixels, key)
-        l1 = jnp.abs(restored - pixels).mean()
-        kl = posterior.kl().mean() / np.prod(pixels.shape[1:])
-        perceptual = lpips(restored, pixels).mean() if lpips else 0.0
+    def draw(key: Array, batch: UInt8[Array, "b h w 3"]) -> Float[Array, "b h2 w2 c"]:
+        (rows, height, width, _), f = batch.shape, vae.downsampling
+        return jax.random.normal(key, (rows, height // f, width // f, vae.latent_channels))
+
+    def value(
+        trainable: PyTree, frozen: PyTree, batch: UInt8[Array, "b h w 3"], noise: Float[Array, "b h2 w2 c"], count: int
+    ) -> tuple[Array, dict]:
+        params, pixels = {"params": trainable["vae"]}, batch.astype(jnp.float32) / 127.5 - 1.0
+        posterior = model.apply(params, pixels, method="encode")
+        restored = model.apply(params, posterior.sample(noise), method="decode")
+
+        def mean(per_row: Float[Array, " b"]) -> Float[Array, ""]:
+            return per_row.sum() / count
+
+        l1 = mean(jnp.abs(restored - pixels).mean((1, 2, 3)))
+        kl = mean(posterior.kl()) / np.prod(pixels.shape[1:])
+        perceptual = mean(lpips(restored, pixels)) if lpips else 0.0
         total = l1 + config.lpips_weight * perceptual + config.kl_weight * kl
         mse = ((jnp.clip(restored, -1, 1) - pixels) ** 2).mean((1, 2, 3))
-        psnr = (10 * jnp.log10(4.0 / jnp.maximum(mse, 1e-8))).mean()
+        psnr = mean(10 * jnp.log10(4.0 / jnp.maximum(mse, 1e-8)))
         return total, {"loss": total, "L_1": l1, "L_lpips": perceptual, "kl": kl, "psnr": psnr}
 
-    return Task({"vae": params}, {}, loss, _crops(photos, config))
+    loss = SplitLoss(draw, count=len, value=value)
+    crops = CropBatches(
+        photos, config.seed, config.batch_size, config.image_size, config.max_zoom, config.color_jitter
+    )
+    return Task({"vae": params}, {}, loss, crops)
 
 
 def normalise_latents(vae: VAEConfig, params: PyTree, photos: Sequence[UInt8[np.ndarray, "h w 3"]]) -> PyTree:
@@ -67,22 +85,41 @@ def normalise_latents(vae: VAEConfig, params: PyTree, photos: Sequence[UInt8[np.
     }
 
 
-def _crops(photos: Sequence[np.ndarray], config: ml_collections.ConfigDict) -> Callable[[int], np.ndarray]:
-    """Batches of square crops: a region of random size and place, resized to `config.crop`, sometimes mirrored.
+@dataclass(frozen=True, eq=False)
+class CropBatches:
+    """A `BatchFn` of square crops: regions of random size and place, resized to `size` px, sometimes mirrored.
 
     Colours are jittered, because edits take pictures to colours that photos seldom have.
+
+    Attributes:
+        batch_size: of the whole batch, over all hosts.
+        max_zoom: the largest region, against `size`.
+        color_jitter: how often colours are jittered.
     """
 
-    def crop(rng: np.random.Generator) -> np.ndarray:
-        photo = photos[rng.integers(len(photos))]
+    photos: Sequence[UInt8[np.ndarray, "h w 3"]]
+    seed: int
+    batch_size: int
+    size: int
+    max_zoom: float
+    color_jitter: float
+
+    def __call__(self, number: int, rows: Rows) -> HostBatch:
+        """Some rows of batch `number`: uint8 (rows, size, size, 3)."""
+        places = number * self.batch_size + np.arange(self.batch_size)[rows]
+        crops = np.stack([self._crop(np.random.default_rng([self.seed, place])) for place in places])
+        return HostBatch(crops, tuple(f"crop-{self.seed}-{place}" for place in places), ())
+
+    def _crop(self, rng: np.random.Generator) -> UInt8[np.ndarray, "s s 3"]:
+        photo = self.photos[rng.integers(len(self.photos))]
         height, width = photo.shape[:2]
-        side = int(min(height, width, config.crop * rng.uniform(1.0, config.max_zoom)))
+        side = int(min(height, width, self.size * rng.uniform(1.0, self.max_zoom)))
         top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
         region = Image.fromarray(photo[top : top + side, left : left + side])
-        pixels = np.asarray(region.resize((config.crop, config.crop), Image.Resampling.BICUBIC))
+        pixels = np.asarray(region.resize((self.size, self.size), Image.Resampling.BICUBIC))
         if rng.random() < 0.5:
             pixels = pixels[:, ::-1]
-        if rng.random() < config.color_jitter:
+        if rng.random() < self.color_jitter:
             x = pixels.astype(np.float32) / 255.0
             grey = x.mean(-1, keepdims=True)
             x = grey + (x - grey) * rng.uniform(0.0, 1.8)
@@ -91,9 +128,3 @@ def _crops(photos: Sequence[np.ndarray], config: ml_collections.ConfigDict) -> C
             x = 1.0 - x if rng.random() < 0.1 else x
             pixels = (np.clip(x, 0, 1) * 255).astype(np.uint8)
         return pixels
-
-    def batch(number: int) -> np.ndarray:
-        rng = np.random.default_rng([config.seed, number])
-        return np.stack([crop(rng) for _ in range(config.batch_size)])
-
-    return batch

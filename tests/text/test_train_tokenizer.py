@@ -52,6 +52,14 @@ def test_frequent_words_are_single_tokens():
     assert tokenizer.tokenize(" Brighter") != tokenizer.tokenize(" brighter")
 
 
+def test_few_texts_fill_a_large_vocabulary():
+    tokenizer = train_bpe(TEXTS, 32011)
+    assert len(tokenizer) == 32011
+    assert tokenizer.convert_tokens_to_ids(["<im_patch>", "[IMG7]"]) == [32000, 32010]
+    assert tokenizer.decode(tokenizer("<unused900> it")["input_ids"], skip_special_tokens=True) == "<unused900> it"
+    assert max(tokenizer("<unused900>")["input_ids"]) < 900
+
+
 def test_saved_tokenizer_is_the_same(tokenizer, tmp_path):
     save_tokenizer(tokenizer, tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
