@@ -9,11 +9,11 @@ PYTHON ?=
 export PHOTO INSTRUCTION OUT PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help edit test parity lint clean
+.PHONY: help edit test test-slow parity lint clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 	@echo "  make edit PHOTO='my photo.jpg' INSTRUCTION='make it warmer' OUT=edited.png"
 
 edit: .venv/.installed  ## edit a photo: PHOTO=..., INSTRUCTION=..., OUT=...
@@ -22,6 +22,9 @@ edit: .venv/.installed  ## edit a photo: PHOTO=..., INSTRUCTION=..., OUT=...
 
 test: .venv/.installed-dev  ## install the development tools, run the tests
 	.venv/bin/python -m pytest
+
+test-slow: .venv/.installed-dev  ## the tests that take minutes: killed runs, many processes and devices
+	.venv/bin/python -m pytest -m 'slow and not parity' tests/slow
 
 parity: .venv/.installed-dev  ## compare full-size networks with PyTorch's: minutes, 8 GiB of memory
 	.venv/bin/python -m pytest -m parity tests/slow

@@ -6,6 +6,8 @@
 
 import ml_collections
 
+from mgie_jax.train.config import default_config
+
 # Edits whose squared error is small teach slowly beside those that change every pixel: they are shown more often.
 WEIGHTS = {
     "brighter": 2.0, "darker": 2.0, "contrast_up": 1.5, "saturate": 2.0, "mute": 2.0, "warmer": 2.5, "cooler": 2.5,
@@ -20,11 +22,9 @@ def get_config(image_size: str = "64") -> ml_collections.ConfigDict:
     At 64 px the MLLM, which has learned to write by then, rests; at 128 px it trains along.
     """
     last = image_size == "128"
-    c = ml_collections.ConfigDict()
+    c = default_config()
     c.stage = "joint"
-    c.init = ""  # the model directory of the stage before
-    c.photos = ""  # a folder made by `mgie data photos`
-    c.cutouts = ""  # a folder of captioned cut-outs; without, no local edits are trained
+    c.model = "default"
     c.mix = (0.84, 0.14, 0.02) if last else (0.87, 0.13, 0.0)  # global, photo-dependent and local edits
     c.weights = WEIGHTS
     c.seed = 22 if last else 21
@@ -33,21 +33,12 @@ def get_config(image_size: str = "64") -> ml_collections.ConfigDict:
     c.example_size = 128  # what the vision tower is shown
     c.image_size = int(image_size)  # what the UNet is trained at
     c.max_tokens = 168
-    c.noise_draws = 1
     c.timestep_power = 2.5
     c.whiten = not last  # see train/whiten.py
-    # The paper's set is ("mllm/model/embed_tokens/", "mllm/lm_head/", "edit_head/", "unet/").
     c.trainable = ("mllm/", "edit_head/", "unet/") if last else ("edit_head/", "unet/")
     c.learning_rate = {"mllm": 2e-4, "default": 5e-4 if last else 1e-3}
     c.final_lr_fraction = 0.02 if last else 0.15
-    c.warmup = 0.03
     c.b2 = 0.99
-    c.weight_decay = 0.0
-    c.clip_norm = 1.0
     c.ema_decay = 0.99
-    c.log_every = 20
-    c.checkpoint_every = 250
-    c.keep_checkpoints = 2
-    c.prefetch = 4
     c.export_dtype = "float16"
     return c

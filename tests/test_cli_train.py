@@ -10,7 +10,7 @@ from PIL import Image
 import mgie_jax
 from mgie_jax import cli
 from mgie_jax.cli.train import read_config
-from mgie_jax.train import tasks
+from mgie_jax.train import start
 from mgie_jax.weights.files import load_model_dir
 
 ROOT = Path(mgie_jax.__file__).parents[1]
@@ -44,7 +44,7 @@ def test_collected_photos(photos, capsys, tmp_path):
 
 
 def test_every_stage_then_an_edit(photos, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tasks, "TOKENIZER_EXAMPLES", 200)
+    monkeypatch.setattr(start, "TOKENIZER_EXAMPLES", 200)
     init = ""
     for stage in ("vae", "mllm", "joint"):
         workdir = tmp_path / stage
@@ -60,6 +60,8 @@ def test_every_stage_then_an_edit(photos, tmp_path, monkeypatch, capsys):
             assert changed == {"mllm": {"mllm", "emb"}, "joint": {"mllm", "emb", "edit_head", "unet"}}[stage]
         rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
         assert [row["step"] for row in rows] == [1, 2]
+    assert cli.main(["export", str(workdir), str(tmp_path / "exported")]) == 0
+    assert (tmp_path / "exported" / "SHA256SUMS").read_bytes() == (workdir / "model" / "SHA256SUMS").read_bytes()
 
     assert cli.main(["curves", str(tmp_path / "c.png"), str(tmp_path / "vae"), str(tmp_path / "joint")]) == 0
     assert Image.open(tmp_path / "c.png").width > 600
@@ -79,7 +81,7 @@ def same(a, b):
     ("arguments", "message"),
     [
         (["--config", "nowhere.py"], "nowhere.py"),
-        (["--config", f"{CONFIG}:joint"], "config.photos is empty"),
+        (["--config", f"{CONFIG}:joint"], "config.photos are empty"),
         (["--config", f"{CONFIG}:sideways", "--config.photos=x"], "config.stage is 'sideways'"),
         (["--config", CONFIG, "--config.photos=/nowhere"], "/nowhere"),
         (["--config", CONFIG, "--config.stpes=3"], "stpes"),

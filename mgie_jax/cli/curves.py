@@ -1,7 +1,6 @@
 """`mgie curves`: the training curves of one or more runs as a picture."""
 
 import argparse
-import json
 from pathlib import Path
 
 HELP = "draw training curves"
@@ -35,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     axes = picture.subplots(rows, columns, squeeze=False).ravel()
     for axis, (name, figure) in zip(axes, panels, strict=False):
         history = histories[name]
-        axis.plot([row["step"] for row in history], [row[figure] for row in history], linewidth=1)
+        axis.plot([row["step"] for row in history], [_number(row.get(figure)) for row in history], linewidth=1)
         axis.set_title(f"{name}: {figure}", fontsize=10)
         axis.set_xlabel("step", fontsize=8)
         axis.grid(alpha=0.3)
@@ -47,12 +46,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_metrics(workdir: Path) -> list[dict]:
-    """The lines of a run's metrics.jsonl.
+    """The whole lines of a run's metrics.jsonl; one torn by a kill is left out.
 
     Raises:
         ValueError: there are none.
     """
-    path = workdir / "metrics.jsonl"
-    if not path.is_file() or not path.stat().st_size:
+    from mgie_jax.train.log import METRICS, read_lines
+
+    path = workdir / METRICS
+    rows = read_lines(path) if path.is_file() else []
+    if not rows:
         raise ValueError(f"{path}: there is no such file, or it is empty; name a folder that `mgie train` wrote")
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return rows
+
+
+def _number(value: float | None) -> float:
+    """A figure as matplotlib wants it: NaN, a gap, where the run had none or one that was not finite."""
+    return float("nan") if value is None else value

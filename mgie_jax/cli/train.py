@@ -12,7 +12,14 @@ EXAMPLES = """examples:
 
 Any value of the config file can be set as --config.NAME=VALUE. An interrupted run goes on where it stopped when the
 same command is given again. The trained model directory is WORKDIR/model.
+
+exit codes beside 0, 1 and 2: 130 after Ctrl-C and 75 after SIGTERM, both with the run saved; 3 where a loss is not
+finite (the ids of its batch are in WORKDIR/nonfinite-STEP.json).
 """
+
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h, which schedulers take for "start it again"
+NOT_FINITE = 3
+PROFILED = (3, 6)  # updates of this run: once those that compile are over
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,21 +30,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     # absl reads these, as ml_collections' users expect; they stand here for --help.
     parser.add_argument("--config", metavar="FILE", required=True, help="a file with get_config()")
     parser.add_argument("--workdir", metavar="DIR", type=Path, required=True, help="checkpoints, logs and the model")
+    parser.add_argument("--profile", action="store_true", help="trace a few updates into WORKDIR/profile, for xprof")
     parser.set_defaults(takes_more=True)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train to the end; exit code 130 after an interrupt, which leaves a checkpoint."""
+    """Train to the end. Exit codes beside the usual ones: 75 after SIGTERM, 3 for a loss that is not finite."""
     config = read_config(args.config, args.more)
+    if args.profile and not config.profile:
+        config.profile = PROFILED
+    import jax
+
     from mgie_jax.compilation import enable_compilation_cache
-    from mgie_jax.train.tasks import train
+    from mgie_jax.train import tasks
+    from mgie_jax.train.interrupts import Preempted
+    from mgie_jax.train.loop import NonFinite
 
     enable_compilation_cache()
     try:
-        model = train(config, args.workdir)
+        model = tasks.train(config, args.workdir)
+    except Preempted:
+        print("\nmgie: told to leave (SIGTERM); the run is saved and goes on when it is started again", file=sys.stderr)
+        return TRY_AGAIN
+    except NonFinite as error:
+        print(f"\nmgie: error: {error}", file=sys.stderr)
+        return NOT_FINITE
     except FileNotFoundError as error:
         raise ValueError(f"{error.filename or error}: there is no such file or folder") from error
-    print(f"Trained model: {model}")
+    if jax.process_index() == 0:
+        print(f"Trained model: {model}")
     return 0
 
 

@@ -1,49 +1,271 @@
-"""Training checkpoints: the trainable tree, its optimizer and average, by orbax; never frozen weights."""
+"""Training checkpoints: all that a run needs to go on, written in the background; never frozen weights.
 
+`WORKDIR/checkpoints/STEP/default/` holds the training state (orbax, OCDBT), `run.json` (the config, and where in the
+data the run is) and SHA256SUMS over both. Orbax writes the folder under another name and renames it once it is whole,
+so that a killed save leaves nothing that looks like a checkpoint. The checksums are for what happens afterwards: orbax
+restores wrong numbers from some files with flipped bytes, without a word. They are made by the thread that writes.
+"""
+
+import dataclasses
+import json
+import shutil
+import sys
 from pathlib import Path
 
 import jax
+import ml_collections
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from jaxtyping import PyTree
+from orbax.checkpoint import checkpoint_managers, type_handlers
 
 from mgie_jax.train.state import TrainState
+from mgie_jax.weights.atomic import SUMS, read_sums, sha256, write_sums, write_text
+
+SAME_RUN = ("stage", "model", "seed", "batch_size", "data", "photos")
+"""What a resumed run's config may not change: with another value it would not go on with the same examples. All else
+(the mesh, workers, steps, ...) may be another; what gives the state another structure, the restoring itself refuses."""
+
+RUN = "run.json"
+_COMMITTED = "commit_success.txt"  # added by orbax when all else is written
 
 
 class Checkpoints:
-    """The numbered checkpoints of one work folder, saved in the background, the newest `keep` kept."""
+    """The checkpoints of one run, for the processes that train it: each calls the same methods in the same order.
 
-    def __init__(self, workdir: Path, keep: int = 2):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = ocp.CheckpointManager((Path(workdir) / "checkpoints").absolute(), options=options)
+    Opening them sets damaged newest ones aside, in `WORKDIR/damaged`, with a line on stderr that says which and why.
+    Used as a context manager, it waits at its end for the save in progress.
+    """
 
-    def latest(self) -> int | None:
-        """Number of the newest checkpoint, or None."""
-        return self._manager.latest_step()
-
-    def save(self, state: TrainState) -> None:
-        """Starts saving `state` under its step number; does nothing if that step is already saved."""
-        step = int(state.step)
-        if step != self.latest():
-            self._manager.save(step, args=ocp.args.StandardSave(state))
-
-    def restore(self, like: TrainState) -> TrainState:
-        """The newest state, with the structure and placement of `like`.
+    def __init__(self, workdir: Path, config: ml_collections.ConfigDict):
+        """Reads `seed`, `batch_size`, `keep_checkpoints` and `keep_every` of the config, and records it all.
 
         Raises:
-            FileNotFoundError: there is no checkpoint.
-            ValueError: it holds other parameters or another optimizer than `like`.
+            ValueError: there are checkpoints, all of them damaged.
         """
-        if self.latest() is None:
-            raise FileNotFoundError(f"no checkpoint in {self._manager.directory}")
-        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        try:
-            return self._manager.restore(self.latest(), args=ocp.args.StandardRestore(shapes))
-        except ValueError as error:  # orbax's message lists every parameter there is
-            raise ValueError(
-                f"{self._manager.directory / str(self.latest())} was saved by a run with another model, `trainable` or "
-                "`learning_rate`; go on with that run's config, or begin in another workdir"
-            ) from error
+        self._config = config
+        self._folder = Path(workdir).absolute() / "checkpoints"
+        self.latest = _newest_whole(self._folder)
+        keep = [checkpoint_managers.LatestN(config.keep_checkpoints)]
+        if config.keep_every:
+            keep.append(checkpoint_managers.EveryNSteps(config.keep_every))
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
+                cleanup_tmp_directories=True,
+                lightweight_initialize=True,
+            ),
+            item_handlers=_Handler(),
+        )
 
-    def close(self) -> None:
-        """Waits for a save in progress."""
-        self._manager.wait_until_finished()
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
         self._manager.close()
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Starts to save `state`, which is at `step`; returns once the state may be donated.
+
+        Does nothing if that step is saved already.
+        """
+        if step == self.latest:
+            return
+        run = {
+            "step": step,
+            "examples": step * self._config.batch_size,  # read so far; see train/loop.py
+            "seed": self._config.seed,  # of the keys, and of the data's order
+            "config": json.loads(self._config.to_json_best_effort()),
+        }
+        self._manager.save(step, args=_Save(state, run=run), force=True)
+        self.latest = step
+
+    def restore(self, like: TrainState, shardings: TrainState | None = None) -> TrainState:
+        """The newest state, wherever it was saved from, with the structure and dtypes of `like`.
+
+        Args:
+            like: a state, or shapes in its place.
+            shardings: where it is to lie; None for the default device.
+
+        Raises:
+            ValueError: it was saved by another run: other examples, other parameters, another optimizer.
+        """
+        folder = self._folder / str(self.latest)
+        before = json.loads((folder / "default" / RUN).read_text())["config"]
+        for name in SAME_RUN:
+            if before.get(name) != self._config.get(name):
+                raise ValueError(
+                    f"{folder} was saved with config.{name}={before.get(name)!r}, now it is "
+                    f"{self._config.get(name)!r}; go on with that run's value, or begin in another workdir"
+                )
+        with ocp.PyTreeCheckpointer() as reader:
+            there, here = _shapes(reader.metadata(folder / "default").item_metadata.tree), _shapes(like)
+        if differing := sorted(name for name in there | here if there.get(name) != here.get(name)):
+            name = differing[0]
+            raise ValueError(
+                f"{folder} was saved by a run with another model, `trainable`, `learning_rate` or `ema_decay`: {name} "
+                f"has shape {there.get(name, 'none')} there, {here.get(name, 'none')} here; go on with that run's "
+                "config, or begin in another workdir"
+            )
+        if shardings is None:
+            default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            shardings = jax.tree.map(lambda _: default, like)
+        shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, shardings)
+        args = _Restore(shapes, restore_args=ocp.checkpoint_utils.construct_restore_args(shapes))
+        return self._manager.restore(self.latest, args=args)
+
+
+def steps(workdir: Path) -> list[int]:
+    """Numbers of the checkpoints in a work folder, in order."""
+    folder = Path(workdir) / "checkpoints"
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal()) if folder.is_dir() else []
+
+
+def read_config(workdir: Path, step: int | None = None) -> ml_collections.ConfigDict:
+    """The config a checkpoint (default: the newest) was saved with.
+
+    Raises:
+        ValueError: there is no such checkpoint, or it is damaged.
+    """
+    return ml_collections.ConfigDict(json.loads((_whole(workdir, step) / RUN).read_text())["config"])
+
+
+def read_weights(workdir: Path, step: int | None = None, ema: bool = False) -> dict:
+    """The trained parameters in a checkpoint (default: the newest), or their averages, as nested dicts of NumPy arrays.
+
+    Needs neither the optimizer nor the devices they were trained with.
+
+    Raises:
+        ValueError: there is no such checkpoint, it is damaged, or has no averages.
+    """
+    folder, part = _whole(workdir, step), "ema" if ema else "params"
+    with ocp.PyTreeCheckpointer() as reader:
+        tree = reader.metadata(folder).item_metadata.tree
+        if not tree.get(part):
+            raise ValueError(f"{folder} has no averaged weights: its run had ema_decay = 0")
+        item = {part: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree[part])}
+        numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+        args = ocp.args.PyTreeRestore(item, restore_args=numpy, partial_restore=True)
+        return reader.restore(folder, args=args)[part]
+
+
+def fault(folder: Path) -> str | None:
+    """What is wrong with the files of a checkpoint, `folder` being its `default`; None if nothing is."""
+    try:
+        sums = read_sums(folder)
+    except ValueError:
+        return f"{SUMS} is damaged"
+    if sums is None:
+        return f"{SUMS} is missing"
+    there = set(_files(folder))
+    if missing := set(sums) - there:
+        return f"{min(missing)} is missing"
+    if unknown := there - set(sums):
+        return f"{SUMS} does not list {min(unknown)}"
+    return next((f"{name} is damaged" for name in sums if sha256(folder / name) != sums[name]), None)
+
+
+class _Handler(ocp.PyTreeCheckpointHandler):
+    """Orbax's handler of trees, with `run.json` and checksums added before the folder gets its name.
+
+    Compression is left out, of which weights hardly get smaller, and the record of the shardings, which are given when
+    a state is restored: together they take as long again as the rest.
+    """
+
+    def __init__(self):
+        arrays = type_handlers.ArrayHandler(enable_write_sharding_file=False)
+        registry = type_handlers.create_type_handler_registry((jax.Array, arrays))
+        super().__init__(use_compression=False, type_handler_registry=registry)
+
+    async def async_save(self, directory, args):
+        self._run = args.run  # one save at a time: orbax waits for the one before
+        return await super().async_save(directory, args=args)
+
+    def finalize(self, directory):
+        super().finalize(directory)
+        folder = Path(directory)
+        write_text(folder / RUN, json.dumps(self._run, indent=1))
+        write_sums(folder, {name: sha256(folder / name) for name in _files(folder)})
+
+
+@ocp.args.register_with_handler(_Handler, for_save=True)
+@dataclasses.dataclass
+class _Save(ocp.args.PyTreeSave):
+    run: dict = dataclasses.field(default_factory=dict)
+
+
+@ocp.args.register_with_handler(_Handler, for_restore=True)
+@dataclasses.dataclass
+class _Restore(ocp.args.PyTreeRestore):
+    pass
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    return {
+        "/".join(jax.tree_util.keystr((key,), simple=True) for key in path): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _files(folder: Path) -> list[str]:
+    """What a checkpoint's checksums are over."""
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in names if name not in (SUMS, _COMMITTED))
+
+
+def _whole(workdir: Path, step: int | None) -> Path:
+    """The folder of a checkpoint whose files are as they were written."""
+    there = steps(workdir)
+    if step is None and there:
+        step = there[-1]
+    if step not in there:
+        raise ValueError(
+            f"{workdir}: no checkpoint{'' if step is None else f' of step {step}'}; "
+            f"there are: {', '.join(map(str, there)) or 'none'}"
+        )
+    folder = (Path(workdir) / "checkpoints" / str(step) / "default").absolute()
+    if why := fault(folder):
+        raise ValueError(f"{folder.parent} is damaged ({why}); choose another step of {', '.join(map(str, there))}")
+    return folder
+
+
+def _set_damaged_aside(folder: Path) -> int | None:
+    """Step of the newest whole checkpoint; damaged newer ones are moved to the sibling folder `damaged`."""
+    damaged, there = {}, steps(folder.parent)
+    for step in reversed(there):
+        why = fault(folder / str(step) / "default")
+        if why is None:
+            break
+        damaged[step] = why
+    if there and len(damaged) == len(there):  # moved aside, they would be forgotten and the run begun anew
+        listed = "; ".join(f"{step}: {why}" for step, why in damaged.items())
+        raise ValueError(
+            f"{folder}: all checkpoints are damaged ({listed}); put back one of them from a copy, "
+            "or remove the folder to begin anew"
+        )
+    for step, why in damaged.items():
+        aside = folder.parent / "damaged" / str(step)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.parent.mkdir(exist_ok=True)
+        (folder / str(step)).rename(aside)
+        print(f"mgie: checkpoint {step} is damaged ({why}): moved to {aside}, going on from the one before",
+              file=sys.stderr)  # fmt: skip
+    return max(set(there) - set(damaged), default=None)
+
+
+def _newest_whole(folder: Path) -> int | None:
+    """`_set_damaged_aside` by process 0, which alone reads and moves; its answer is everyone's."""
+    answer, error = -1, None
+    if jax.process_index() == 0:
+        try:
+            newest = _set_damaged_aside(folder)
+            answer = -1 if newest is None else newest
+        except ValueError as failed:
+            answer, error = -2, failed
+    if jax.process_count() > 1:
+        answer = int(multihost_utils.broadcast_one_to_all(np.int32(answer)))
+    if answer == -2:
+        raise error or ValueError(f"{folder}: all checkpoints are damaged; process 0 says how")
+    return None if answer == -1 else answer

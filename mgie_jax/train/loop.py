@@ -1,24 +1,44 @@
-"""The only training loop there is: it feeds a task's batches to its step, reports, saves and resumes."""
+"""The only training loop there is: it feeds a task's batches to its step, reports, saves and resumes.
+
+**Step** is the number of updates done; a batch has B = `config.batch_size` examples, counted over all hosts. Update
+k = 0, 1, ... finds the run at step k, takes the **examples** k * B .. (k + 1) * B - 1 of the endless shuffled order and
+the random key fold_in(key(seed), k), and leaves the run at step k + 1. Then, at step k + 1, in this order: metrics are
+logged, a grid of edits is drawn, the state is saved, and the run stops if it was told to. So a checkpoint of step s has
+seen the first s * B examples, and the run that resumes from it begins with update s, on example s * B. Nothing else is
+remembered: any number of hosts, devices and workers sees the same examples in the same order. An example that cannot be
+used has its place taken by another that follows from the seed and the place alone.
+
+The host runs ahead of the devices by `AHEAD` updates, and waits for them only to log and to save.
+"""
 
 import json
-import signal
 import sys
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import grain
 import jax
+import jax.numpy as jnp
 import ml_collections
-import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import PyTree
-from tensorboardX import SummaryWriter
-from tqdm import tqdm
+from PIL import Image
 
+from mgie_jax.data.pipeline import BatchFn, local_rows, stream, to_device
+from mgie_jax.data.skips import Skips
+from mgie_jax.sharding import param_shardings, state_shardings
 from mgie_jax.train.checkpoint import Checkpoints
-from mgie_jax.train.state import TrainState, init_state, make_optimizer
+from mgie_jax.train.interrupts import Interrupts
+from mgie_jax.train.log import Log
+from mgie_jax.train.state import TrainState, init_state, make_optimizer, merge_params, schedules
 from mgie_jax.train.step import Loss, make_step
+from mgie_jax.weights.atomic import write_text
+
+AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -29,97 +49,139 @@ class Task:
         params: trainable parameters, {top-level name: tree}.
         frozen: parameters the loss reads and nothing writes.
         loss: see `train.step.Loss`.
-        batch: number of an update -> that update's batch (a pytree of NumPy arrays). A pure function, so that a
-            resumed run sees the batches an uninterrupted one would.
+        batch: (number of an update, rows) -> those rows of its batch; see `data.pipeline.BatchFn`.
+        grid: (step, all parameters) -> a picture of held-out edits, or None where there is nothing to show.
+        flops_per_example: of a training step, for the log.
     """
 
     params: PyTree
     frozen: PyTree
     loss: Loss
-    batch: Callable[[int], PyTree]
+    batch: BatchFn
+    grid: Callable[[int, PyTree], Image.Image | None] | None = None
+    flops_per_example: float | None = None
 
 
-def fit(task: Task, config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
-    """Trains to `config.steps`, resuming from the newest checkpoint under `workdir`.
+class NonFinite(FloatingPointError):
+    """A loss or its gradient is not finite; the message names the file with the batch's ids."""
 
-    Writes `metrics.jsonl`, TensorBoard events and checkpoints there. An interrupt (SIGINT, SIGTERM) ends the run
-    after the step in progress, with a checkpoint.
+
+def fit(task: Task, config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh | None = None) -> TrainState:
+    """Trains to `config.steps`, resuming from the newest checkpoint under `workdir`, and returns the last state.
+
+    Writes checkpoints, the log (`train.log`), pictures and, if asked for, a profile there.
+
+    Args:
+        mesh: of all processes' devices; None for one device.
 
     Raises:
-        FloatingPointError: the loss stopped being finite.
+        KeyboardInterrupt: Ctrl-C. The state has been saved, as it has for
+        Preempted: SIGTERM.
+        NonFinite: a loss is not finite and `config.on_nonfinite` is "stop". Nothing after it has been saved.
+        ValueError: the newest checkpoint is of another run, none is whole, or the data has too many unusable examples.
     """
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    optimizer = make_optimizer(config)
-    # Copies, because the state is donated and the task's own arrays must outlive it.
-    state = init_state(jax.tree.map(jax.numpy.array, task.params), optimizer, config.ema_decay > 0)
-    checkpoints = Checkpoints(workdir, config.keep_checkpoints)
-    if checkpoints.latest() is not None:
-        state = checkpoints.restore(state)
-    step = make_step(task.loss, optimizer, config.ema_decay)
-    start = int(state.step)
-    batches = iter(
-        grain.MapDataset.range(start, config.steps)
-        .map(task.batch)
-        .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=config.prefetch))
-    )
-    with _Interrupts() as interrupts, _Log(workdir, start, config.steps) as log:
-        for number in range(start, config.steps):
-            state, metrics = step(state, task.frozen, next(batches), jax.random.key(config.seed))
-            if (number + 1) % config.log_every == 0 or number + 1 == config.steps:
-                log.write(number + 1, jax.device_get(metrics))
-            if (number + 1) % config.checkpoint_every == 0 or interrupts.received:
-                checkpoints.save(state)
-            if interrupts.received:
-                break
-        checkpoints.save(state)
-    checkpoints.close()
+    optimizer, rates = make_optimizer(config), schedules(config)
+
+    def init(params: PyTree) -> TrainState:
+        # Copies, because the state is donated and the task's own arrays must outlive it.
+        return init_state(jax.tree.map(jnp.copy, params), optimizer, config.ema_decay > 0)
+
+    like = jax.eval_shape(init, task.params)
+    shardings = None if mesh is None else state_shardings(like, mesh)
+    frozen = jax.device_put(task.frozen, None if mesh is None else param_shardings(task.frozen, mesh))
+    step = make_step(task.loss, optimizer, config.ema_decay, accumulate=config.accumulate, shardings=shardings)
+    key = jax.random.key(config.seed)
+
+    with Interrupts() as interrupts, Checkpoints(workdir, config) as checkpoints:
+        if checkpoints.latest is None:
+            state = jax.jit(init, out_shardings=shardings)(task.params)
+        else:
+            state = checkpoints.restore(like, shardings)
+        start = checkpoints.latest or 0
+        read = stream(task.batch, start, config.steps, local_rows(config.batch_size, mesh), config.workers,
+                      config.prefetch)  # fmt: skip
+        with (
+            Log(workdir, start, config.steps, config.batch_size, flops_per_example=task.flops_per_example,
+                wandb=config.wandb) as log,
+            closing(to_device(read, mesh)) as batches,
+            _Trace(workdir / "profile", config.profile) as trace,
+        ):  # fmt: skip
+            skips, finite = Skips(config.max_skipped), _FiniteCheck(workdir, config.on_nonfinite)
+            for number in range(start, config.steps):
+                trace.before(number - start, state)
+                begun = time.perf_counter()
+                batch = next(batches)
+                waited = time.perf_counter() - begun
+                state, metrics = step(state, frozen, batch.arrays, key)
+                done, last = number + 1, number + 1 == config.steps
+                log.update(metrics, waited, batch.skipped)
+                skips.add(batch)
+                finite.add(done, metrics, batch.ids)
+                if last or done % config.log_every == 0:
+                    log.write(done, {name: float(rate(number)) for name, rate in rates.items()})
+                if task.grid is not None and config.grid_every and done % config.grid_every == 0:
+                    params = merge_params(state.params if state.ema is None else state.ema, frozen)
+                    if (image := task.grid(done, params)) is not None:
+                        log.picture("grid", done, image)
+                stop = interrupts.reached(done)
+                if last or stop or done % config.checkpoint_every == 0:
+                    finite.check_all()
+                    checkpoints.save(done, state)
+                if stop:
+                    raise interrupts.error()
     return state
 
 
-class _Log:
-    """Progress bar, `metrics.jsonl` and TensorBoard, all showing the same figures."""
+class _FiniteCheck:
+    """Reads every update's `finite`, `AHEAD` updates later: by then it is known, or the host is far enough ahead."""
 
-    def __init__(self, workdir: Path, start: int, steps: int):
-        self._lines = open(workdir / "metrics.jsonl", "a")
-        self._board = SummaryWriter(str(workdir / "tensorboard"))
-        self._bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, file=sys.stderr)
-        self._begun = (time.perf_counter(), start)
+    def __init__(self, workdir: Path, on_nonfinite: str):
+        self._workdir, self._stop = workdir, on_nonfinite == "stop"
+        self._pending: deque[tuple[int, dict, tuple[str, ...]]] = deque()
+
+    def add(self, step: int, metrics: dict[str, jax.Array], ids: tuple[str, ...]) -> None:
+        self._pending.append((step, metrics, ids))
+        if len(self._pending) > AHEAD:
+            self._check(*self._pending.popleft())
+
+    def check_all(self) -> None:
+        while self._pending:
+            self._check(*self._pending.popleft())
+
+    def _check(self, step: int, metrics: dict[str, jax.Array], ids: tuple[str, ...]) -> None:
+        if metrics["finite"]:
+            return
+        # Each process knows the ids of its own rows.
+        process = f"-process-{jax.process_index()}" if jax.process_index() else ""
+        path = self._workdir / f"nonfinite-{step:06d}{process}.json"
+        figures = {name: repr(float(value)) for name, value in jax.device_get(metrics).items()}
+        write_text(path, json.dumps({"step": step, "ids": ids, "metrics": figures}, indent=1))
+        if self._stop:
+            raise NonFinite(
+                f"the loss or its gradient is not finite at step {step}; the ids of its batch are in {path}; "
+                "lower config.learning_rate, mend these examples, or pass over such batches (config.on_nonfinite=skip)"
+            )
+        print(f"\nmgie: step {step} is not finite and was skipped; the ids of its batch are in {path}", file=sys.stderr)
+
+
+class _Trace:
+    """A profile for xprof or TensorBoard, of the updates `first` .. `end` - 1 of this process."""
+
+    def __init__(self, folder: Path, window: Sequence[int]):
+        self._folder, self._on = str(folder), False
+        self._first, self._end = window or (None, None)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
-        for closing in (self._bar, self._board, self._lines):
-            closing.close()
+        if self._on:
+            jax.profiler.stop_trace()
 
-    def write(self, step: int, metrics: dict) -> None:
-        figures = {name: float(np.mean(value)) for name, value in metrics.items()}
-        if not np.isfinite(figures["loss"]):
-            raise FloatingPointError(f"the loss at step {step} is {figures['loss']}; lower the learning rate")
-        now, (then, before) = time.perf_counter(), self._begun
-        self._begun = (now, step)
-        figures["steps_per_second"] = (step - before) / max(now - then, 1e-9)
-        self._lines.write(json.dumps({"step": step, **figures}) + "\n")
-        self._lines.flush()
-        for name, value in figures.items():
-            self._board.add_scalar(name, value, step)
-        shown = {name: f"{figures[name]:.4f}" for name in figures if name.startswith(("loss", "L_"))}
-        self._bar.set_postfix(shown, refresh=False)
-        self._bar.update(step - self._bar.n)
-
-
-class _Interrupts:
-    """Turns SIGINT and SIGTERM into a flag the loop reads between steps."""
-
-    def __enter__(self):
-        self.received = False
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _note(self, *_):
-        self.received = True
-
-    def __exit__(self, *exception):
-        for s, handler in self._before.items():
-            signal.signal(s, handler)
+    def before(self, update: int, state: TrainState) -> None:
+        if update == (self._end if self._on else self._first):
+            jax.block_until_ready(state)  # so that there are whole updates in it
+            (jax.profiler.stop_trace if self._on else partial(jax.profiler.start_trace, self._folder))()
+            self._on = not self._on

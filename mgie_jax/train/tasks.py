@@ -1,155 +1,213 @@
-"""From a config file to a trained model directory: which weights a stage starts from, what it trains, on what."""
+"""From a config file to a trained model directory: what a stage trains, from what, on what, and where."""
 
-import dataclasses
-import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
-from jaxtyping import UInt8
-from PIL import Image, ImageOps
 
 from mgie_jax.data.cutouts import load_cutouts
 from mgie_jax.data.generate import EditPairs, Mix
+from mgie_jax.data.images import CROPS
+from mgie_jax.data.order import EndlessExamples, GeneratedExamples, RecordedExamples
 from mgie_jax.data.photos import load as load_photos
+from mgie_jax.distributed import joined, to_host, wait_for_all
 from mgie_jax.models.mgie import MGIE
-from mgie_jax.models.presets import PRESETS, MGIEConfig
-from mgie_jax.text.prompt import PromptTokenizer
-from mgie_jax.text.train_tokenizer import save_tokenizer, train_bpe
-from mgie_jax.train.batches import edit_pair_batches, text_batches
-from mgie_jax.train.loop import Task, fit
+from mgie_jax.models.presets import MGIEConfig
+from mgie_jax.sharding import make_mesh
+from mgie_jax.train.batches import EditPairBatches, TextBatches
+from mgie_jax.train.checkpoint import steps
+from mgie_jax.train.config import default_config
+from mgie_jax.train.export import export
+from mgie_jax.train.flops import step_flops
+from mgie_jax.train.grid import held_out_examples, held_out_pairs, make_grid
+from mgie_jax.train.interrupts import Preempted
+from mgie_jax.train.loop import NonFinite, Task, fit
 from mgie_jax.train.loss import make_instruction_loss, make_joint_loss
-from mgie_jax.train.state import TrainState, merge_params, split_params
-from mgie_jax.train.vae import make_vae_task, normalise_latents
+from mgie_jax.train.start import Start, init_dir, load_start, model_config, tokenizer_texts, write_fresh
+from mgie_jax.train.state import split_params
+from mgie_jax.train.vae import make_vae_task
 from mgie_jax.train.whiten import edit_head_inputs, whiten_llm2hid
-from mgie_jax.weights.files import load_model_dir, load_tokenizer, save_model_dir
 
-TOKENIZER_EXAMPLES = 20_000
-NORMALISE_ON = 64  # photos
 WHITEN_ON = 1024  # examples
 
+MODES = {
+    # The whole paper trains, and its two ablations (section 4.2).
+    "E2E": ("mllm/model/embed_tokens/", "mllm/lm_head/", "edit_head/", "unet/"),
+    "FT": ("edit_head/", "unet/"),
+    "FZ": ("edit_head/",),
+}
+"""What a joint stage trains: regular expressions, matched from the start of a parameter's path."""
 
-@dataclasses.dataclass(frozen=True)
-class Start:
-    """What a stage begins with: a model directory's content, or a fresh model's."""
-
-    config: MGIEConfig
-    params: dict
-    tokenizer: PromptTokenizer
+FLOATS = ("float32", "bfloat16", "float16")
+CHOICES = {
+    "mode": tuple(MODES),
+    "crop": CROPS,
+    "remat": ("none", "blocks", "dots"),
+    "compute_dtype": FLOATS[:2],
+    "frozen_dtype": FLOATS,
+    "export_dtype": FLOATS,
+    "on_nonfinite": ("stop", "skip"),
+}
 
 
 def train(config: ml_collections.ConfigDict, workdir: Path) -> Path:
     """Runs one stage to its end and writes `workdir/model`, a whole model directory; returns its path.
 
-    Interrupted, it leaves a checkpoint and no model; started again, it goes on from there.
+    Interrupted, it leaves a checkpoint and no model; started again, it goes on from there. Of several processes, all
+    of which call this, the first writes the model.
 
     Raises:
-        ValueError: the config names an unknown stage or model, or `photos` is empty.
+        ValueError: the config's values do not fit each other, the data or the devices, or name what is not there.
         FileNotFoundError: a folder the config names does not exist.
+        KeyboardInterrupt, loop.Preempted, loop.NonFinite: see `loop.fit`.
     """
-    workdir = Path(workdir)
-    if config.stage not in STAGES:
-        raise ValueError(f"config.stage is {config.stage!r}; choose one of {', '.join(STAGES)}")
-    pairs = training_pairs(config)
-    start = load_start(config, pairs)
-    task = STAGES[config.stage](config, start, pairs)
-    state = fit(task, config, workdir)
-    if int(state.step) < config.steps:
-        raise KeyboardInterrupt
-    return export(config, start, task, state, pairs, workdir / "model")
+    check(config)
+    if config.init:  # checkpoints remember it, and may be exported from elsewhere
+        config = config.copy_and_resolve_references()
+        config.init = str(Path(config.init).absolute())
+    with joined(config.distributed, shared=(Preempted, NonFinite)):
+        return _train(config, Path(workdir))
 
 
-def training_pairs(config: ml_collections.ConfigDict) -> EditPairs:
-    """The generated examples that the config asks for."""
-    if not config.photos:
-        raise ValueError("config.photos is empty; give a folder made by `mgie data photos` (--config.photos=DIR)")
-    return EditPairs(
+def _train(config: ml_collections.ConfigDict, workdir: Path) -> Path:
+    mesh = make_mesh(config.mesh)
+    share = mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulate
+    if config.batch_size % share:
+        raise ValueError(
+            f"config.batch_size is {config.batch_size}: it must divide by {share}, which is data * fsdp of the mesh "
+            f"{tuple(mesh.shape.values())} times config.accumulate"
+        )
+    model = model_config(config)
+    examples = training_examples(config, model)
+    stage, patterns = STAGES[config.stage], trainable(config)
+    path = init_dir(config, workdir)
+    if not config.init:
+        write_fresh(path, model, config, patterns, mesh, lambda: tokenizer_texts(examples, model))
+    start = load_start(path, stage.parts, patterns, mesh, config.frozen_dtype)
+    if config.whiten and not steps(workdir):
+        start = whitened(config, start, examples)
+    state = fit(stage.task(config, start, examples), config, workdir, mesh)
+    weights = to_host(state.params if state.ema is None else state.ema)
+    if jax.process_index() == 0:
+        export(config, workdir, weights, workdir / "model", overwrite=True)
+    wait_for_all("model")
+    return workdir / "model"
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError for values that no run could use, before anything is read or made."""
+    if missing := sorted(set(default_config()) - set(config)):
+        raise ValueError(f"the config has no {', '.join(missing)}; begin it with train.config.default_config()")
+    for name, known in {"stage": tuple(STAGES), **CHOICES}.items():
+        if config[name] not in known:
+            raise ValueError(f"config.{name} is {config[name]!r}; choose one of {', '.join(known)}")
+    if config.accumulate < 1:
+        raise ValueError(f"config.accumulate is {config.accumulate}; it must be at least 1")
+    if config.stage == "vae" and (config.trainable or config.data):
+        raise ValueError("the autoencoder trains whole, on config.photos; leave config.trainable and config.data empty")
+    if config.whiten and (config.stage != "joint" or "edit_head/" not in trainable(config)):
+        raise ValueError("config.whiten is for joint training of the edit head; set it to False")
+    if not config.data and not config.photos:
+        raise ValueError(
+            "config.data and config.photos are empty; give data sets made by `mgie data build` (--config.data=DIR,DIR) "
+            "or a folder made by `mgie data photos` (--config.photos=DIR)"
+        )
+
+
+def trainable(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """Patterns of what is trained: `config.trainable`, or else what stage and mode say."""
+    if config.trainable:
+        return tuple(config.trainable)
+    return MODES[config.mode] if config.stage == "joint" else (f"{config.stage}/",)
+
+
+def training_examples(config: ml_collections.ConfigDict, model: MGIEConfig) -> EndlessExamples:
+    """The examples that the config asks for, in their endless order."""
+    if config.data:
+        return RecordedExamples.open(
+            config.data, seed=config.seed, resolution=model.sampling.resolution, crop=config.crop,
+            weights=config.data_weights,
+        )  # fmt: skip
+    return GeneratedExamples(EditPairs(
         list(load_photos(config.photos, "train").values()),
         seed=config.seed,
         size=config.example_size,
         cutouts=load_cutouts(config.cutouts) if config.cutouts else (),
         mix=Mix(*config.mix),
-        weights=dict(config.get("weights", {})),
-    )
+        weights=dict(config.weights),
+    ))  # fmt: skip
 
 
-def load_start(config: ml_collections.ConfigDict, pairs: EditPairs) -> Start:
-    """The model at `config.init`, or where that is empty a fresh one of the preset `config.model`."""
-    if config.init:
-        model, params = load_model_dir(config.init)
-        params.pop("emb")  # while training, the embedding's own rows serve
-        return Start(model, params, load_tokenizer(config.init, model))
-    if config.model not in PRESETS:
-        raise ValueError(f"config.model is {config.model!r}; choose one of {', '.join(PRESETS)}")
-    model = PRESETS[config.model]()
-    params = jax.jit(MGIE(model).init)(jax.random.key(config.seed))
-    tokenizer = train_bpe(_texts(pairs, model), model.mllm.llm.vocab_size, model.prompt.model_max_length)
-    return Start(model, params, PromptTokenizer(tokenizer, model.mllm.vision.num_patches, model.prompt))
+def whitened(config: ml_collections.ConfigDict, start: Start, examples: EndlessExamples) -> Start:
+    """The start with an edit head whose first layer fits what it will read; see train/whiten.py."""
+    batches = TextBatches(examples, start.tokenizer, start.config, 32, config.max_tokens)
+    texts = (batches(number, slice(None)).arrays for number in range(WHITEN_ON // 32))
+    inputs = edit_head_inputs(MGIE(start.config), start.params, texts, start.tokenizer.img_ids[0])
+    head = start.params["edit_head"]
+    made = to_host(whiten_llm2hid(to_host(head["llm2hid"]), inputs))
+    llm2hid = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), made, head["llm2hid"])
+    return Start(start.config, {**start.params, "edit_head": {**head, "llm2hid": llm2hid}}, start.tokenizer)
 
 
-def export(
-    config: ml_collections.ConfigDict, start: Start, task: Task, state: TrainState, pairs: EditPairs, path: Path
-) -> Path:
-    """Writes the trained model, averaged weights where there are any, as a model directory."""
-    params = {**start.params, **merge_params(state.params if state.ema is None else state.ema, task.frozen)}
-    model = start.config
-    if config.stage == "vae":
-        squares = [_square(photo, model.vae.sample_size) for photo in pairs.photos[:NORMALISE_ON]]
-        params["vae"] = normalise_latents(model.vae, params["vae"], squares)
-    with tempfile.TemporaryDirectory() as folder:
-        save_tokenizer(start.tokenizer.tokenizer, folder)
-        save_model_dir(path, model, params, folder, dtype=jnp.dtype(config.export_dtype), overwrite=True)
-    return path
+def _vae(config: ml_collections.ConfigDict, start: Start, examples: GeneratedExamples) -> Task:
+    return make_vae_task(start.config.vae, examples.pairs.photos, config, start.params["vae"])
 
 
-def _square(photo: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s s 3"]:
-    return np.asarray(ImageOps.fit(Image.fromarray(photo), (size, size), Image.Resampling.LANCZOS))
+def _mllm(config: ml_collections.ConfigDict, start: Start, examples: EndlessExamples) -> Task:
+    params, frozen = split_params(start.params, trainable(config))
+    batch = TextBatches(examples, start.tokenizer, start.config, config.batch_size, config.max_tokens)
+    loss = make_instruction_loss(_model(config, start))
+    return Task(params, frozen, loss, batch, flops_per_example=_flops(config, start))
 
 
-def _texts(pairs: EditPairs, model: MGIEConfig) -> list[str]:
-    """What the tokenizer is learned from: the generator's sentences, and the prompt around them."""
-    small = dataclasses.replace(pairs, size=32, seed=1)
-    examples = [small.example(i) for i in range(TOKENIZER_EXAMPLES)]
-    prompt = [f"{model.prompt.system} USER: {model.prompt.question}", " ASSISTANT:"]
-    # The prompt occurs often enough for its words to become whole tokens.
-    return [text for e in examples for text in (e.instruction, e.expressive)] + 3000 * prompt
-
-
-def _vae(config: ml_collections.ConfigDict, start: Start, pairs: EditPairs) -> Task:
-    return make_vae_task(start.config.vae, pairs.photos, config, start.params["vae"])
-
-
-def _mllm(config: ml_collections.ConfigDict, start: Start, pairs: EditPairs) -> Task:
-    params, frozen = split_params({"mllm": start.params["mllm"]}, config.trainable)
-    batch = text_batches(pairs, start.tokenizer, start.config, config.batch_size, config.max_tokens)
-    return Task(params, frozen, make_instruction_loss(MGIE(start.config)), batch)
-
-
-def _joint(config: ml_collections.ConfigDict, start: Start, pairs: EditPairs) -> Task:
-    whole = start.params
-    if config.get("whiten", False):
-        texts = text_batches(pairs, start.tokenizer, start.config, 32, config.max_tokens)
-        inputs = edit_head_inputs(
-            MGIE(start.config), whole, (texts(i) for i in range(WHITEN_ON // 32)), start.tokenizer.img_ids[0]
-        )
-        llm2hid = whiten_llm2hid(whole["edit_head"]["llm2hid"], inputs)
-        whole = {**whole, "edit_head": {**whole["edit_head"], "llm2hid": llm2hid}}
-    params, frozen = split_params(whole, config.trainable)
-    batch = edit_pair_batches(
-        pairs, start.tokenizer, start.config, config.batch_size, config.max_tokens, config.image_size
+def _joint(config: ml_collections.ConfigDict, start: Start, examples: EndlessExamples) -> Task:
+    params, frozen = split_params(start.params, trainable(config))
+    batch = EditPairBatches(
+        examples, start.tokenizer, start.config, config.batch_size, config.max_tokens, config.image_size
     )
     loss = make_joint_loss(
-        MGIE(start.config), start.tokenizer.img_ids[0], noise_draws=config.noise_draws,
+        _model(config, start), start.tokenizer.img_ids[0], noise_draws=config.noise_draws,
         timestep_power=config.timestep_power,
     )  # fmt: skip
-    return Task(params, frozen, loss, batch)
+    return Task(params, frozen, loss, batch, _grid(config, start), _flops(config, start))
 
 
-STAGES: dict[str, Callable[[ml_collections.ConfigDict, Start, EditPairs], Task]] = {
-    "vae": _vae,
-    "mllm": _mllm,
-    "joint": _joint,
+def _model(config: ml_collections.ConfigDict, start: Start) -> MGIE:
+    return MGIE(start.config, jnp.dtype(config.compute_dtype), config.remat)
+
+
+def _grid(config: ml_collections.ConfigDict, start: Start) -> Callable | None:
+    if not config.grid_every:
+        return None
+    if config.data:
+        examples = held_out_examples(config.data.split(",")[0].strip(), start.config.sampling.resolution)
+    else:
+        examples = held_out_pairs(config.photos, config.seed, config.example_size)
+    dtype = jnp.dtype(config.compute_dtype)
+    return make_grid(start.config, start.tokenizer, examples, config.image_size, dtype)
+
+
+def _flops(config: ml_collections.ConfigDict, start: Start) -> float:
+    size = config.image_size if config.stage == "joint" else None
+    return step_flops(
+        start.config, trainable(config), tokens=config.max_tokens, image_size=size,
+        batch_size=config.batch_size // config.accumulate, noise_draws=config.noise_draws,
+    ).training  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One kind of training: the top-level trees it reads, and how its task is made."""
+
+    parts: tuple[str, ...]
+    task: Callable[[ml_collections.ConfigDict, Start, EndlessExamples], Task]
+
+
+STAGES = {
+    "vae": Stage(("vae",), _vae),
+    "mllm": Stage(("mllm",), _mllm),
+    "joint": Stage(("mllm", "edit_head", "unet", "vae"), _joint),
 }
