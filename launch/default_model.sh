@@ -43,7 +43,10 @@ train() { # train CONFIG WORKDIR INIT
 }
 train configs/default_vae.py "$work/vae" ""
 train configs/default_mllm.py "$work/mllm" "$work/vae/model"
-train configs/default.py:64 "$work/joint64" "$work/mllm/model"
-train configs/default.py:128 "$work/joint128" "$work/joint64/model"
-mgie curves "$work/curves.png" "$work/vae" "$work/mllm" "$work/joint64" "$work/joint128"
-mgie eval --suite photo-ops --photos "$photos" --model "$work/joint128/model" --sheet "$work/sheet.png"
+before=$work/mllm/model
+for run in 64 128 64-2 128-2 128-3; do
+  train "configs/default.py:$run" "$work/joint-$run" "$before"
+  before=$work/joint-$run/model
+done
+mgie curves "$work/curves.png" "$work/vae" "$work/mllm" "$work"/joint-{64,128,64-2,128-2,128-3}
+mgie eval --suite photo-ops --photos "$photos" --model "$before" --sheet "$work/sheet.png"
