@@ -17,10 +17,7 @@ from jaxtyping import Float
 from PIL import Image, ImageCms, ImageOps
 
 MAX_ASPECT = 2.0
-# OpenAI CLIP's channel statistics, as in its preprocessor_config.json.
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-# Of OpenAI's CLIP, RGB, for channels in [0, 1].
+# OpenAI CLIP's channel statistics, as in its preprocessor_config.json: RGB, for channels in [0, 1].
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 # The suffixes a picture may be saved under.

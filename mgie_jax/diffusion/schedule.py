@@ -91,23 +91,3 @@ def training_target(
         return noise
     signal, sigma = signal_and_noise(schedule, t)
     return signal * noise - sigma * x0
-
-
-def to_epsilon(
-    schedule: Schedule, output: Float[Array, "b h w c"], x_t: Float[Array, "b h w c"], t: Int[Array, " b"]
-) -> Float[Array, "b h w c"]:
-    """The noise that the network's output implies in x_t."""
-    if schedule.prediction_type == "epsilon":
-        return output
-    signal, sigma = signal_and_noise(schedule, t)
-    return signal * output + sigma * x_t
-
-
-def to_x0(
-    schedule: Schedule, output: Float[Array, "b h w c"], x_t: Float[Array, "b h w c"], t: Int[Array, " b"]
-) -> Float[Array, "b h w c"]:
-    """The clean latents that the network's output implies in x_t."""
-    signal, sigma = signal_and_noise(schedule, t)
-    if schedule.prediction_type == "epsilon":
-        return (x_t - sigma * output) / signal
-    return signal * x_t - sigma * output
