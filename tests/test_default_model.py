@@ -40,6 +40,10 @@ def test_weights_fit_the_repository():
         ("add fog", "fog"),
         ("could you give it a sepia tone?", "sepia"),
         ("invert the colors", "invert"),
+        ("blur the whole thing", "blur"),
+        ("lower the contrast", "contrast_down"),
+        ("bleach it in the sun", "faded"),
+        ("fix the white balance", "fix_white_balance"),
     ],
 )
 def test_it_writes_what_was_asked(editor, instruction, kind):
@@ -53,6 +57,8 @@ def test_it_writes_what_was_asked(editor, instruction, kind):
         ("make it look like night", lambda s: s.luminance, -1),
         ("make the photo brighter please", lambda s: s.luminance, 1),
         ("make it darker", lambda s: s.luminance, -1),
+        ("lower the contrast", lambda s: s.contrast, -1),
+        ("black and white", lambda s: s.saturation, -1),
         ("make it warmer", lambda s: s.channels[0] - s.channels[2], 1),
         ("make it cooler", lambda s: s.channels[0] - s.channels[2], -1),
         ("put a blue tint on it", lambda s: s.channels[2] - s.channels[0], 1),
