@@ -99,7 +99,7 @@ def test_animation_opens_at_its_first_frame(tmp_path):
     assert opened.getpixel((0, 0)) == RED
 
 
-def _refused(path, *words):
+def assert_refused(path, *words):
     with pytest.raises(PhotoError) as caught:
         open_photo(path)
     message = str(caught.value)
@@ -108,14 +108,14 @@ def _refused(path, *words):
 
 
 def test_what_is_not_a_photo_is_refused_by_name(tmp_path):
-    _refused(tmp_path / "missing.jpg", "no such file")
-    _refused(tmp_path, "folder")
+    assert_refused(tmp_path / "missing.jpg", "no such file")
+    assert_refused(tmp_path, "folder")
     (tmp_path / "empty.jpg").touch()
-    _refused(tmp_path / "empty.jpg", "empty")
+    assert_refused(tmp_path / "empty.jpg", "empty")
     (tmp_path / "text.jpg").write_text("this is not a picture")
-    _refused(tmp_path / "text.jpg", "not a picture")
-    _refused(Path("/dev/null"), "regular file")
-    _refused(tmp_path / ("n" * 300), "cannot be read")
+    assert_refused(tmp_path / "text.jpg", "not a picture")
+    assert_refused(Path("/dev/null"), "regular file")
+    assert_refused(tmp_path / ("n" * 300), "cannot be read")
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.gif", "a.tiff"])
@@ -125,7 +125,7 @@ def test_a_truncated_photo_is_refused(tmp_path, name, share):
     path = tmp_path / name
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    _refused(path)
+    assert_refused(path)
 
 
 def test_a_decompression_bomb_is_refused_unread(tmp_path):
@@ -140,14 +140,14 @@ def test_a_decompression_bomb_is_refused_unread(tmp_path):
         + chunk(b"IEND", b"")
     )
     (tmp_path / "bomb.png").write_bytes(png)
-    _refused(tmp_path / "bomb.png", "megapixels")
+    assert_refused(tmp_path / "bomb.png", "megapixels")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
 def test_an_unreadable_photo_is_refused(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     (tmp_path / "a.png").chmod(0)
-    _refused(tmp_path / "a.png", "permissions")
+    assert_refused(tmp_path / "a.png", "permissions")
 
 
 @pytest.mark.parametrize(

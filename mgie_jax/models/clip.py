@@ -53,6 +53,7 @@ class CLIPVisionConfig:
 
 
 def layer_norm(config: CLIPVisionConfig, dtype: Dtype, name: str | None = None) -> nn.LayerNorm:
+    """The layer norm that all of CLIP's parts share, statistics in float32."""
     # Two passes over x: a few CLIP channels are so large that E[x^2] - E[x]^2 loses digits.
     return nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=dtype, use_fast_variance=False, name=name)
 

@@ -92,7 +92,7 @@ class OwnerOfBias(nn.Module):
 
 
 def dense_to_float32(features: int, dtype: Dtype, name: str | None = None) -> nn.Dense:
-    # What is added to the residual stream: accumulated in float32 and not rounded on the way.
+    """A linear layer onto the residual stream: computed in `dtype`, its sums kept in float32 and not rounded."""
     accumulate = partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
     return nn.Dense(features, use_bias=False, dtype=dtype, dot_general=accumulate, name=name)
 
@@ -129,6 +129,7 @@ class T5Attention(nn.Module):
 
 
 def rms_norm(config: T5Config, dtype: Dtype, name: str | None = None) -> nn.RMSNorm:
+    """T5's layer norm: it scales and does not centre."""
     return nn.RMSNorm(epsilon=config.layer_norm_epsilon, dtype=dtype, name=name)
 
 

@@ -75,6 +75,7 @@ def write_text(path: Path, text: str) -> str:
 
 
 def sha256(path: Path) -> str:
+    """A file's checksum, in hexadecimal, as `sha256sum` prints it."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

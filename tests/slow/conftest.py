@@ -8,8 +8,8 @@ ROWS = pytest.StashKey[list]()
 
 
 @pytest.fixture
-def report(request):
-    """`report(what, error)` asserts that a relative error is within 1e-4 and puts it into the table."""
+def assert_parity(request):
+    """`assert_parity(what, error)` asserts that a relative error is within 1e-4 and puts it into the table."""
     start = time.monotonic()
 
     def note(what: str, error: float) -> None:

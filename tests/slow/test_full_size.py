@@ -80,17 +80,18 @@ def diffusers_configs():
 
 
 @torch.inference_mode()
-def test_unet(report, diffusers_configs):
+def test_unet(assert_parity, diffusers_configs):
     theirs = built(diffusers.UNet2DConditionModel.from_config, diffusers_configs["unet/config.json"])
     inputs = normal(2, 32, 32, 8), jnp.array([17.0, 871.25]), normal(2, 77, 768, seed=1)
     wanted = array(theirs(*map(tensor, inputs)).sample)
     ours = UNet2DConditionModel(CONFIG.unet)
     params = moved(theirs, ours, *inputs)
-    report("UNet, Stable Diffusion v1.5, 32 x 32 latents", relative_error(jax.jit(ours.apply)(params, *inputs), wanted))
+    error = relative_error(jax.jit(ours.apply)(params, *inputs), wanted)
+    assert_parity("UNet, Stable Diffusion v1.5, 32 x 32 latents", error)
 
 
 @torch.inference_mode()
-def test_vae(report, diffusers_configs):
+def test_vae(assert_parity, diffusers_configs):
     theirs = built(diffusers.AutoencoderKL.from_config, diffusers_configs["vae/config.json"])
     pixels, latents = jnp.tanh(normal(1, 128, 128, 3)), normal(1, 16, 16, 4)
     posterior = theirs.encode(tensor(pixels)).latent_dist
@@ -104,12 +105,12 @@ def test_vae(report, diffusers_configs):
         return posterior.mean, posterior.logvar, ours.apply(params, latents, method="decode")
 
     mean, logvar, decoded = map(relative_error, run(params), wanted)
-    report("VAE encoder, Stable Diffusion v1.5, 128 px", max(mean, logvar))
-    report("VAE decoder, Stable Diffusion v1.5, 128 px", decoded)
+    assert_parity("VAE encoder, Stable Diffusion v1.5, 128 px", max(mean, logvar))
+    assert_parity("VAE decoder, Stable Diffusion v1.5, 128 px", decoded)
 
 
 @torch.inference_mode()
-def test_clip(report):
+def test_clip(assert_parity):
     config = CONFIG.mllm.vision
     theirs = built(transformers.CLIPVisionModel, transformers.CLIPVisionConfig(**dataclasses.asdict(config)))
     pixels = normal(2, config.image_size, config.image_size, 3)
@@ -118,11 +119,11 @@ def test_clip(report):
     ours = CLIPVisionModel(config)
     params = moved(theirs, ours, pixels, table=tables.VISION_TOWER)
     run = jax.jit(lambda p: (ours.apply(p, pixels), *ours.apply(p, pixels, method="pooled")))
-    report("CLIP ViT-L/14, 224 px", max(map(relative_error, run(params), wanted)))
+    assert_parity("CLIP ViT-L/14, 224 px", max(map(relative_error, run(params), wanted)))
 
 
 @torch.inference_mode()
-def test_llama(report):
+def test_llama(assert_parity):
     config = dataclasses.replace(CONFIG.mllm.llm, num_hidden_layers=2)
     theirs = built(transformers.LlamaForCausalLM, transformers.LlamaConfig(**dataclasses.asdict(config)))
     ids, mask = tokens(config.vocab_size, 2, 320), right_padded(2, 320, 200)
@@ -139,11 +140,11 @@ def test_llama(report):
         return hidden, ours.apply(params, hidden, method="logits")
 
     hidden, logits = (relative_error(mine[keep], value) for mine, value in zip(run(params), wanted, strict=True))
-    report("LLaMA-7B width, 2 layers, 320 tokens", max(hidden, logits))
+    assert_parity("LLaMA-7B width, 2 layers, 320 tokens", max(hidden, logits))
 
 
 @torch.inference_mode()
-def test_t5(report):
+def test_t5(assert_parity):
     config = dataclasses.replace(presets.flan_t5_xxl(), num_layers=2, num_decoder_layers=2)
     fields = dataclasses.asdict(config) | {"feed_forward_proj": "gated-gelu", "dropout_rate": 0.0}
     theirs = built(transformers.T5ForConditionalGeneration, transformers.T5Config(**fields))
@@ -164,14 +165,14 @@ def test_t5(report):
         hidden = ours.apply(params, ids, mask, answer)
         return hidden, ours.apply(params, hidden, method="logits")
 
-    report("T5-XXL width, 2 + 2 layers", max(map(relative_error, run(params), wanted)))
+    assert_parity("T5-XXL width, 2 + 2 layers", max(map(relative_error, run(params), wanted)))
 
 
 @torch.inference_mode()
-def test_edit_head(report):
+def test_edit_head(assert_parity):
     theirs = built(TorchEditHead, CONFIG.edit_head)
     states = normal(2, 8, CONFIG.edit_head.llm_hidden_size)
     wanted = array(theirs(tensor(states)))
     ours = EditHead(CONFIG.edit_head)
     params = moved(theirs, ours, states)
-    report("edit head", relative_error(jax.jit(ours.apply)(params, states), wanted))
+    assert_parity("edit head", relative_error(jax.jit(ours.apply)(params, states), wanted))

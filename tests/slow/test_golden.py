@@ -123,12 +123,13 @@ def graded(model, params, batch):
 
 
 @pytest.mark.parametrize("case", ["keep", "drop", "both"])
-def test_joint_loss_and_its_gradients(graded, report, case):
+def test_joint_loss_and_its_gradients(graded, assert_parity, case):
     """Every example's conditions kept; one example's text and the other's photo dropped; one example without both."""
     said, metrics, grads = graded(FIGURES[f"{case}.uniform"])
 
     def compare(what, **pairs):
-        report(f"joint loss, {case}: {what}", max(relative_error(ours, FIGURES[key]) for key, ours in pairs.items()))
+        worst = max(relative_error(ours, FIGURES[key]) for key, ours in pairs.items())
+        assert_parity(f"joint loss, {case}: {what}", worst)
 
     names = {"loss": "loss", "loss_ins": "L_ins", "loss_edit": "L_edit"}
     compare("losses", **{f"{case}.{theirs}": metrics[ours] for theirs, ours in names.items()})
@@ -149,10 +150,10 @@ def test_joint_loss_and_its_gradients(graded, report, case):
     assert norms.keys() == tensors.keys()
     # The floor: attention over the one pixel of the coarsest level has no gradient but rounding's.
     errors = [abs(norm(tensors[key]) - wanted) / max(wanted, 1e-6) for key, wanted in norms.items()]
-    report(f"joint loss, {case}: norms of {len(norms)} gradients", max(errors))
+    assert_parity(f"joint loss, {case}: norms of {len(norms)} gradients", max(errors))
 
 
-def test_edit_writes_the_same_tokens_and_guidance(model, params, batch, report):
+def test_edit_writes_the_same_tokens_and_guidance(model, params, batch, assert_parity):
     length = int(FIGURES["generate.prompt_len"])
     edit = EditBatch(
         ids=batch.text.ids[:1, :length], mask=jnp.ones((1, length), bool), clip_pixels=batch.text.clip_pixels[:1],
@@ -167,6 +168,6 @@ def test_edit_writes_the_same_tokens_and_guidance(model, params, batch, report):
 
     tokens, states, conditions = answer(params, edit)
     assert tokens[0].tolist() == FIGURES["generate.tokens"].tolist()
-    report("edit: states picked", relative_error(states[0], FIGURES["generate.hidden_img"]))
-    report("edit: guidance", relative_error(conditions.guidance[0], FIGURES["generate.guidance"]))
-    report("edit: null guidance", relative_error(conditions.null_guidance, FIGURES["null_guidance"][:1]))
+    assert_parity("edit: states picked", relative_error(states[0], FIGURES["generate.hidden_img"]))
+    assert_parity("edit: guidance", relative_error(conditions.guidance[0], FIGURES["generate.guidance"]))
+    assert_parity("edit: null guidance", relative_error(conditions.null_guidance, FIGURES["null_guidance"][:1]))

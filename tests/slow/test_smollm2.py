@@ -158,7 +158,7 @@ def test_greedy_continuations_are_the_same_tokens(theirs, ours, prompts, no_repe
     assert not wrong
 
 
-def test_logits(theirs, ours, prompts, report):
+def test_logits(theirs, ours, prompts, assert_parity):
     model, params = ours
     ids = jnp.asarray(sum(prompts, [])[:128])[None]
     mask = jnp.ones_like(ids, bool)
@@ -170,4 +170,4 @@ def test_logits(theirs, ours, prompts, report):
 
     with torch.inference_mode():
         wanted = array(theirs(torch.tensor(np.array(ids)).long()).logits)
-    report("SmolLM2-135M, pretrained, 128 tokens", relative_error(run(params), wanted))
+    assert_parity("SmolLM2-135M, pretrained, 128 tokens", relative_error(run(params), wanted))

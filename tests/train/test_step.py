@@ -23,7 +23,7 @@ def batch():
     return jax.tree.map(jnp.asarray, make_batch(CONFIG, 0))
 
 
-def close(a, b, tolerance=1e-5):
+def assert_close(a, b, tolerance=1e-5):
     for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_allclose(x, y, atol=tolerance * max(float(jnp.abs(y).max()), 1e-3), err_msg=str(path))
 
@@ -39,9 +39,9 @@ def test_accumulated_is_the_whole_batch(tiny_params, batch, parts):
         return make_step(loss, PLAIN, 0.0, accumulate=accumulate)(state, frozen, batch.text, jax.random.key(0))
 
     (whole, told), (accumulated, also_told) = after(1), after(parts)
-    close(also_told, told)
+    assert_close(also_told, told)
     grads = lambda state: jax.tree.map(jnp.subtract, state.params, trained)  # noqa: E731
-    close(grads(accumulated), grads(whole))
+    assert_close(grads(accumulated), grads(whole))
 
 
 def test_parts_of_the_joint_loss_add_up(batch):
@@ -62,7 +62,7 @@ def test_parts_of_the_joint_loss_add_up(batch):
         return joint_loss(said._replace(**rows), labels[examples], counts=counts)[1]
 
     summed = jax.tree.map(jnp.add, part(np.arange(0, 8, 2)), part(np.arange(1, 8, 2)))
-    close(summed, joint_loss(said, labels)[1])
+    assert_close(summed, joint_loss(said, labels)[1])
 
 
 def squares(trainable, frozen, rows, draws, counts):
