@@ -8,6 +8,7 @@
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,28 +16,36 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from flax.typing import Dtype
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Float, PyTree
 from PIL import Image
 
 from mgie_jax import edit as stages
 from mgie_jax.compilation import enable_compilation_cache
-from mgie_jax.diffusion.sample import SAMPLERS, State
+from mgie_jax.diffusion.sample import SAMPLERS, Sampler, State
+from mgie_jax.distributed import to_host
 from mgie_jax.models.mgie import MGIE
 from mgie_jax.models.presets import MGIEConfig
 from mgie_jax.photo import CLIP_MEAN, CLIP_STD, clip_pixels, fit, open_photo, to_pixels
+from mgie_jax.sharding import BATCH, make_mesh, param_sharding
+from mgie_jax.sharding import fit as fit_spec
 from mgie_jax.text.prompt import PromptTokenizer, pad_batch
+from mgie_jax.types import HostOrDevice
 from mgie_jax.weights.files import load_model_dir, load_tokenizer
+from mgie_jax.weights.rules import sharded
 
 Photo = str | os.PathLike | Image.Image
 TEXT_BUCKETS = (64, 128, 192, 256, 384, 512, 1024, 2048)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32)
 CHUNKS = 4  # of the denoising, between which progress is told
 
-_write = jax.jit(stages.write, static_argnames=("model", "special"))
-_read = jax.jit(stages.read, static_argnames=("model", "special"))
-_guide = jax.jit(stages.guide, static_argnames="model")
-_denoise = jax.jit(stages.denoise, static_argnames=("model", "stochastic"))
-_decode = jax.jit(stages.decode, static_argnames="model")
+# The programs an edit runs, one after the other.
+write = jax.jit(stages.write, static_argnames=("model", "special"))
+read = jax.jit(stages.read, static_argnames=("model", "special"))
+guide = jax.jit(stages.guide, static_argnames="model")
+denoise = jax.jit(stages.denoise, static_argnames=("model", "stochastic"))
+decode = jax.jit(stages.decode, static_argnames="model")
 
 
 @dataclass(frozen=True)
@@ -67,16 +76,26 @@ def default_model_dir() -> Path:
     return Path(__file__).parent / "assets" / "default"
 
 
-def load(model_dir: str | os.PathLike | None = None) -> "Editor":
+def load(
+    model_dir: str | os.PathLike | None = None, *, mesh: Sequence[int] | None = None, dtype: str = "float32"
+) -> "Editor":
     """An editor with the model of a model directory, by default the bundled one.
+
+    Args:
+        mesh: sizes of the axes data, fsdp, tensor over all devices, of which one may be -1 (`sharding.make_mesh`); each
+            device then reads and holds its own part of the weights. None: one device.
+        dtype: of the weights and the arithmetic, "float32" or "bfloat16".
 
     Raises:
         ModelDirError: the folder is no whole model; the message names the file and what to do.
+        ValueError: the mesh does not fit the devices.
     """
     enable_compilation_cache()
     path = default_model_dir() if model_dir is None else Path(model_dir)
-    config, params = load_model_dir(path)
-    return Editor(config, params, load_tokenizer(path, config))
+    devices = None if mesh is None else make_mesh(mesh)
+    place = {} if devices is None else {"place": sharded(partial(param_sharding, devices))}
+    config, params = load_model_dir(path, jnp.dtype(dtype), **place)
+    return Editor(config, params, load_tokenizer(path, config), mesh=devices, dtype=jnp.dtype(dtype))
 
 
 class Editor:
@@ -86,11 +105,16 @@ class Editor:
         config: the model's sizes and the defaults of an edit.
         params: {"mllm", "edit_head", "unet", "vae", "emb"}, as `weights.files.load_model_dir` gives.
         tokenizer: of the model's vocabulary.
+        mesh: that the parameters lie on; None where they lie on one device.
+        dtype: what the networks compute in.
     """
 
-    def __init__(self, config: MGIEConfig, params: dict, tokenizer: PromptTokenizer):
+    def __init__(
+        self, config: MGIEConfig, params: dict, tokenizer: PromptTokenizer, *, mesh: Mesh | None = None,
+        dtype: Dtype = jnp.float32,
+    ):  # fmt: skip
         self.config, self.params, self.tokenizer = config, params, tokenizer
-        self._model = MGIE(config)
+        self._model, self._mesh = MGIE(config, dtype), mesh
         self._special = stages.Special(tokenizer.img_ids[0], tokenizer.eos_id, tokenizer.pad_id)
 
     def edit(
@@ -168,26 +192,20 @@ class Editor:
             defaults.image_guidance_scale if image_guidance_scale is None else image_guidance_scale,
         )  # fmt: skip
         keys = jax.vmap(jax.random.key)(jnp.asarray(_padded(np.asarray(seeds, np.uint32), len(batch.ids))))
+        batch, keys = self._placed(batch), self._placed(keys)
         clock.lap("read")
 
-        texts, states = self._states(batch, instructions, expressive, states)
-        clock.lap("write")
-        conditions = _guide(self._model, self.params, states, batch.pixels)
-        state = jax.block_until_ready(stages.start(plan, conditions, keys))
-        clock.lap("guide")
-        # A few steps a call: one at a time, as many calls cost an eighth of an edit on CPU.
-        chunk = max(1, steps // CHUNKS)
-        for first in range(0, steps, chunk):
-            last = min(first + chunk, steps)
-            state = self._run(conditions, batch, plan, first, last, state, keys)
-            if progress:
-                jax.block_until_ready(state)
-                progress(last, steps)
-        jax.block_until_ready(state)
-        clock.lap("denoise")
-        pictures = np.asarray(_decode(self._model, self.params, state.x))
-        clock.lap("decode")
-        states = np.asarray(states)
+        with nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
+            texts, states = self._states(batch, instructions, expressive, states)
+            clock.lap("write")
+            conditions = guide(self._model, self.params, states, batch.pixels)
+            state = jax.block_until_ready(stages.start(plan, conditions, keys))
+            clock.lap("guide")
+            state = jax.block_until_ready(self._denoised(conditions, batch, plan, state, keys, progress))
+            clock.lap("denoise")
+            pictures = to_host(decode(self._model, self.params, state.x))
+            clock.lap("decode")
+        states = to_host(states)
         return [
             EditResult(Image.fromarray(pictures[i]), photo, texts[i], int(seeds[i]), clock.laps, note, states[i])
             for i, (photo, note) in enumerate(fitted)
@@ -224,19 +242,46 @@ class Editor:
     ) -> tuple[list[str], Array]:  # fmt: skip
         """What is shown to people, and the visual states: kept, read from given answers, or written."""
         if states is not None:
-            return list(expressive or [""] * len(instructions)), jnp.asarray(_padded(states, len(batch.ids)))
+            return list(expressive or [""] * len(instructions)), self._placed(_padded(states, len(batch.ids)))
         if expressive is not None:
             return list(expressive), jax.block_until_ready(
-                _read(self._model, self.params, batch, special=self._special)
+                read(self._model, self.params, batch, special=self._special)
             )
-        answer, states = _write(self._model, self.params, batch, special=self._special)
-        lengths, tokens = np.asarray(answer.length), np.asarray(answer.tokens)
+        answer, states = write(self._model, self.params, batch, special=self._special)
+        lengths, tokens = to_host(answer.length), to_host(answer.tokens)
         answers = [tokens[i, : lengths[i]] for i in range(len(instructions))]
         return [self.tokenizer.decode_answer(ids) for ids in answers], states
 
-    def _run(self, conditions: stages.Conditions, batch, plan, first: int, last: int, state: State, keys) -> State:
-        rows = plan.table.rows(first, last)
-        return _denoise(self._model, self.params, conditions, batch, rows, state, keys, stochastic=plan.stochastic)
+    def _denoised(
+        self, conditions: stages.Conditions, batch: stages.EditBatch, plan: Sampler, state: State, keys: Array,
+        progress: Callable[[int, int], None] | None,
+    ) -> State:  # fmt: skip
+        steps = len(plan.table.timestep)
+        for first, last in chunks(steps):
+            state = denoise(
+                self._model, self.params, conditions, batch, plan.table.rows(first, last), state, keys,
+                stochastic=plan.stochastic,
+            )  # fmt: skip
+            if progress:
+                jax.block_until_ready(state)
+                progress(last, steps)
+        return state
+
+    def _placed(self, tree: PyTree) -> PyTree:
+        """On the devices: rows over `data` and `fsdp`, as far as these divide them."""
+        if self._mesh is None:
+            return jax.device_put(tree)
+
+        def place(x: HostOrDevice) -> Array:
+            return jax.device_put(x, NamedSharding(self._mesh, fit_spec(BATCH, x.shape, self._mesh)))
+
+        return jax.tree.map(place, tree)
+
+
+def chunks(steps: int) -> list[tuple[int, int]]:
+    """(first, end) of the denoising steps of each call: one step a call would cost an eighth of an edit on CPU."""
+    size = max(1, steps // CHUNKS)
+    return [(first, min(first + size, steps)) for first in range(0, steps, size)]
 
 
 class _Clock:

@@ -11,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 import mgie_jax
+from mgie_jax.cli.mesh import mesh_sizes
 from mgie_jax.compare import compare_picture
 from mgie_jax.photo import check_writable, open_photo, save_atomic
 
@@ -24,6 +25,7 @@ EXAMPLES = """examples:
   mgie edit cat.jpg "make it look like night"
   mgie edit cat.jpg "make it brighter" -o out/bright.png --compare
   mgie edit cat.jpg "black and white" --steps 20 --seed 7 --json
+  mgie edit cat.jpg "make it warmer" --model mgie_7b --mesh 1,1,-1 --dtype bfloat16
 """
 
 
@@ -49,6 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", metavar="N", type=int, default=0, help="equal seeds, equal pictures (default 0)"
     )
     parser.add_argument("--expressive", metavar="TEXT", help="use this expressive instruction, write none")
+    parser.add_argument("--mesh", metavar="D,F,T", help="spread the model over all devices: sizes of the axes data,"
+                        " fsdp, tensor, one of which may be -1 (default: one device)")  # fmt: skip
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of text")
 
 
@@ -60,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
     instruction = _words("the instruction", args.instruction)
     expressive = None if args.expressive is None else _words("--expressive", args.expressive)
     _check_numbers(args)
+    sizes = None if args.mesh is None else mesh_sizes(args.mesh)
     if args.model is not None and not args.model.is_dir():
         raise ValueError(f"{args.model}: there is no such model directory")
     photo = open_photo(args.photo)
@@ -74,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.redirect_stdout(sys.stderr), _Progress() as progress:
         start = time.perf_counter()
         print("Loading the model ...", file=sys.stderr)
-        editor = mgie_jax.load(args.model)
+        editor = mgie_jax.load(args.model, mesh=sizes, dtype=args.dtype)
         seconds = {"load": time.perf_counter() - start}
         result = editor.edit(
             photo,

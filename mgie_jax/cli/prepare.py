@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from mgie_jax.cli.mesh import mesh_sizes
+
 HELP = "write expressive instructions for a data set"
 EXAMPLES = """examples:
   mgie prepare datasets/ipr2pr datasets/ipr2pr-expressive --summarizer flan-t5-xxl
@@ -58,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--limit must be at least 1, not {args.limit}")
     if not 0 <= args.max_skipped <= 1:
         raise ValueError(f"--max-skipped must be between 0 and 1, not {args.max_skipped}")
-    sizes = _mesh(args.mesh)
+    sizes = mesh_sizes(args.mesh)
     summarizer = None if args.summarizer == "none" else Path(args.summarizer)
 
     from mgie_jax.data.prepare import Settings, chosen, fingerprint, finished, prepare
@@ -130,13 +132,6 @@ def run(args: argparse.Namespace) -> int:
     if done.log:
         print(f"Skipped: {done.skipped}, listed in {done.log}")
     return 0
-
-
-def _mesh(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(size) for size in text.split(","))
-    except ValueError as error:
-        raise ValueError(f"--mesh {text}: give three numbers, such as --mesh=-1,1,4") from error
 
 
 class _Progress:
