@@ -45,9 +45,9 @@ class Special:
 class Conditions:
     """What the UNet is shown, and the latents it starts from."""
 
-    guidance: Float[Array, "b q d"]
-    null_guidance: Float[Array, "1 q d"]
-    image_latents: Float[Array, "b h w c"]
+    guidance: Float[HostOrDevice, "b q d"]
+    null_guidance: Float[HostOrDevice, "1 q d"]
+    image_latents: Float[HostOrDevice, "b h w c"]
 
 
 def answer(

@@ -5,8 +5,8 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-HostOrDevice = jax.Array | np.ndarray
-"""Where batches live: made by NumPy on the host, traced or moved by JAX."""
+HostOrDevice = jax.Array | np.ndarray | jax.ShapeDtypeStruct
+"""Where batches live: made by NumPy on the host, traced or moved by JAX, or, being planned, nowhere."""
 
 
 @struct.dataclass

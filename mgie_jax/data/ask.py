@@ -56,7 +56,7 @@ class Question:
     @property
     def width(self) -> int:
         """The length it is padded to."""
-        return _up(len(self.ids), BUCKET)
+        return bucket(len(self.ids))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Written:
 
 
 @partial(jax.jit, static_argnames=("model", "max_new_tokens", "eos_id", "pad_id"))
-def _answer(
+def answer(
     model: MGIE, params: PyTree, ids: Int[Array, "b l"], mask: Bool[Array, "b l"], pixels: Float[Array, "b s s 3"],
     *, max_new_tokens: int, eos_id: int, pad_id: int,
 ) -> tuple[Int[Array, "b new"], Int[Array, " b"]]:  # fmt: skip
@@ -80,7 +80,7 @@ def _answer(
     return said.tokens, said.length
 
 
-_summarize = jax.jit(summarize, static_argnames=("model", "length_penalty", "early_stopping"))
+summary = jax.jit(summarize, static_argnames=("model", "length_penalty", "early_stopping"))
 
 
 class Asker:
@@ -149,7 +149,7 @@ class Asker:
     def _answers(self, questions: Sequence[Question]) -> list[str]:
         tokenizer = self._tokenizer
         ids, mask = pad_batch([q.ids for q in questions], [questions[0].width], pad_id=tokenizer.pad_id)
-        tokens, lengths = _answer(
+        tokens, lengths = answer(
             self._model, self._mllm, *self._placed(ids, mask, np.stack([q.pixels for q in questions])),
             max_new_tokens=self.max_new_tokens, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id,
         )  # fmt: skip
@@ -158,8 +158,8 @@ class Asker:
     def _summaries(self, texts: Sequence[str]) -> list[str]:
         model, tokenizer, told = self._t5
         rows = [tokenizer.encode(told.prefix + SUMMARY.format(text=text)) for text in texts]
-        ids, mask = pad_batch(rows, [_up(max(map(len, rows)), BUCKET)], pad_id=0)
-        best = _summarize(
+        ids, mask = pad_batch(rows, [bucket(max(map(len, rows)))], pad_id=0)
+        best = summary(
             model, self._t5_params, *self._placed(ids, mask),
             length_penalty=told.length_penalty, early_stopping=told.early_stopping,
         )  # fmt: skip
@@ -174,6 +174,11 @@ class Asker:
 def _cut(tokens: Int[Array, "b new"], lengths: Int[Array, " b"], count: int) -> list[np.ndarray]:
     tokens, lengths = jax.device_get((tokens, lengths))
     return [tokens[i, : lengths[i]] for i in range(count)]
+
+
+def bucket(length: int) -> int:
+    """The length that a text of so many tokens is padded to."""
+    return _up(length, BUCKET)
 
 
 def _up(size: int, step: int) -> int:

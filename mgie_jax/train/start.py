@@ -5,22 +5,25 @@ import re
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
 from jax.tree_util import keystr, tree_map_with_path
+from jaxtyping import PyTree
 
 from mgie_jax.data.order import EndlessExamples, GeneratedExamples, Unusable
-from mgie_jax.distributed import to_host, wait_for_all
+from mgie_jax.distributed import wait_for_all
 from mgie_jax.models.mgie import MGIE
 from mgie_jax.models.presets import PRESETS, MGIEConfig
+from mgie_jax.paths import AnyPath, to_path
 from mgie_jax.sharding import init_sharded, param_sharding
 from mgie_jax.text.prompt import PromptTokenizer
 from mgie_jax.text.train_tokenizer import save_tokenizer, train_bpe
-from mgie_jax.weights.files import load_model_dir, load_tokenizer, save_model_dir
+from mgie_jax.train.gather import hand_over
+from mgie_jax.weights.atomic import is_there
+from mgie_jax.weights.files import INDEX, load_model_dir, load_tokenizer, save_model_dir
 from mgie_jax.weights.model_config import load_config
 from mgie_jax.weights.rules import LazyLeaf, sharded
 
@@ -36,9 +39,9 @@ class Start:
     tokenizer: PromptTokenizer
 
 
-def init_dir(config: ml_collections.ConfigDict, workdir: Path) -> Path:
+def init_dir(config: ml_collections.ConfigDict, workdir: AnyPath) -> AnyPath:
     """The model directory a run began with: `config.init`, or the fresh one it made in its work folder."""
-    return Path(config.init) if config.init else Path(workdir) / "init"
+    return to_path(config.init) if config.init else to_path(workdir) / "init"
 
 
 def model_config(config: ml_collections.ConfigDict) -> MGIEConfig:
@@ -55,7 +58,7 @@ def model_config(config: ml_collections.ConfigDict) -> MGIEConfig:
 
 
 def load_start(
-    path: Path, parts: Collection[str], trainable: Sequence[str], mesh: Mesh, frozen_dtype: str
+    path: AnyPath, parts: Collection[str], trainable: Sequence[str], mesh: Mesh, frozen_dtype: str
 ) -> Start:
     """Reads the top-level trees `parts` of a model directory onto the mesh: each device its own shards and no more.
 
@@ -70,41 +73,42 @@ def load_start(
     def place(name: tuple[str, ...], leaf: LazyLeaf) -> jax.Array | None:
         if name[0] not in parts:
             return None  # `emb` among others: while training, the embedding's own rows serve
-        return put(name, dataclasses.replace(leaf, dtype=_dtype("/".join(name), trainable, frozen_dtype)))
+        return put(name, dataclasses.replace(leaf, dtype=param_dtype("/".join(name), trainable, frozen_dtype)))
 
     model, params = load_model_dir(path, place=place)
     return Start(model, {name: params[name] for name in parts}, load_tokenizer(path, model))
 
 
 def write_fresh(
-    path: Path, model: MGIEConfig, config: ml_collections.ConfigDict, trainable: Sequence[str], mesh: Mesh,
+    path: AnyPath, model: MGIEConfig, config: ml_collections.ConfigDict, trainable: Sequence[str], mesh: Mesh,
     texts: Callable[[], Iterable[str]],
 ) -> None:  # fmt: skip
     """Writes a model directory of random weights drawn from `config.seed`, and a tokenizer learned from the texts.
 
     A run keeps it, and goes on from it when resumed: on another kind of device the same seed need not give the same
-    bits. Weights are made on the mesh, in the dtypes they are trained in.
+    bits. Weights are made on the mesh, in the dtypes they are trained in, and written by process 0 tensor by tensor.
 
     Raises:
         ValueError: there is a model of other sizes.
     """
-    if path.exists():
+    if is_there(path, INDEX):
         if load_config(path) != model:
             raise ValueError(f"{path} is not of config.model {config.model!r}; begin in another workdir")
         return
 
     def init(key: jax.Array) -> dict:
         def cast(name: tuple, leaf: jax.Array) -> jax.Array:
-            return leaf.astype(_dtype(keystr(name, simple=True, separator="/"), trainable, config.frozen_dtype))
+            return leaf.astype(param_dtype(keystr(name, simple=True, separator="/"), trainable, config.frozen_dtype))
 
         return tree_map_with_path(cast, MGIE(model).init(key))
 
-    params = to_host(init_sharded(init, mesh, jax.random.key(config.seed)))
-    if jax.process_index() == 0:
+    def write(params: PyTree) -> None:
         with tempfile.TemporaryDirectory() as folder:
             vocabulary, length = model.mllm.llm.vocab_size, model.prompt.model_max_length
             save_tokenizer(train_bpe(texts(), vocabulary, length), folder)
             save_model_dir(path, model, params, folder, dtype=None)
+
+    hand_over(init_sharded(init, mesh, jax.random.key(config.seed)), write)
     wait_for_all("fresh model")
 
 
@@ -126,5 +130,6 @@ def _words(examples: EndlessExamples) -> Iterable[tuple[str, str]]:
         yield found.instruction, found.expressive
 
 
-def _dtype(name: str, trainable: Sequence[str], frozen_dtype: str) -> jnp.dtype:
+def param_dtype(name: str, trainable: Sequence[str], frozen_dtype: str) -> jnp.dtype:
+    """Of a parameter called "a/b/c" while it trains, or does not."""
     return jnp.dtype("float32" if any(re.match(pattern, name) for pattern in trainable) else frozen_dtype)

@@ -2,20 +2,22 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import ml_collections
+from jax.sharding import Mesh
 
 from mgie_jax.data.cutouts import load_cutouts
 from mgie_jax.data.generate import EditPairs, Mix
 from mgie_jax.data.images import CROPS
 from mgie_jax.data.order import EndlessExamples, GeneratedExamples, RecordedExamples
 from mgie_jax.data.photos import load as load_photos
+from mgie_jax.data.pipeline import BatchFn
 from mgie_jax.distributed import joined, to_host, wait_for_all
 from mgie_jax.models.mgie import MGIE
 from mgie_jax.models.presets import MGIEConfig
+from mgie_jax.paths import AnyPath, absolute, to_path
 from mgie_jax.sharding import make_mesh
 from mgie_jax.train.batches import EditPairBatches, TextBatches
 from mgie_jax.train.checkpoint import steps
@@ -28,6 +30,7 @@ from mgie_jax.train.loop import NonFinite, Task, fit
 from mgie_jax.train.loss import make_instruction_loss, make_joint_loss
 from mgie_jax.train.start import Start, init_dir, load_start, model_config, tokenizer_texts, write_fresh
 from mgie_jax.train.state import split_params
+from mgie_jax.train.step import SplitLoss
 from mgie_jax.train.vae import make_vae_task
 from mgie_jax.train.whiten import edit_head_inputs, whiten_llm2hid
 
@@ -53,7 +56,7 @@ CHOICES = {
 }
 
 
-def train(config: ml_collections.ConfigDict, workdir: Path) -> Path:
+def train(config: ml_collections.ConfigDict, workdir: AnyPath) -> AnyPath:
     """Runs one stage to its end and writes `workdir/model`, a whole model directory; returns its path.
 
     Interrupted, it leaves a checkpoint and no model; started again, it goes on from there. Of several processes, all
@@ -67,19 +70,14 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> Path:
     check(config)
     if config.init:  # checkpoints remember it, and may be exported from elsewhere
         config = config.copy_and_resolve_references()
-        config.init = str(Path(config.init).absolute())
+        config.init = str(absolute(config.init))
     with joined(config.distributed, shared=(Preempted, NonFinite)):
-        return _train(config, Path(workdir))
+        return _train(config, to_path(workdir))
 
 
-def _train(config: ml_collections.ConfigDict, workdir: Path) -> Path:
+def _train(config: ml_collections.ConfigDict, workdir: AnyPath) -> AnyPath:
     mesh = make_mesh(config.mesh)
-    share = mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulate
-    if config.batch_size % share:
-        raise ValueError(
-            f"config.batch_size is {config.batch_size}: it must divide by {share}, which is data * fsdp of the mesh "
-            f"{tuple(mesh.shape.values())} times config.accumulate"
-        )
+    check_batch(config, mesh)
     model = model_config(config)
     examples = training_examples(config, model)
     stage, patterns = STAGES[config.stage], trainable(config)
@@ -99,6 +97,18 @@ def _train(config: ml_collections.ConfigDict, workdir: Path) -> Path:
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises ValueError for values that no run could use, before anything is read or made."""
+    check_choices(config)
+    if config.whiten and (config.stage != "joint" or "edit_head/" not in trainable(config)):
+        raise ValueError("config.whiten is for joint training of the edit head; set it to False")
+    if not config.data and not config.photos:
+        raise ValueError(
+            "config.data and config.photos are empty; give data sets made by `mgie data build` (--config.data=DIR,DIR) "
+            "or a folder made by `mgie data photos` (--config.photos=DIR)"
+        )
+
+
+def check_choices(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError for keys that are missing, and values that mean nothing whatever the data."""
     if missing := sorted(set(default_config()) - set(config)):
         raise ValueError(f"the config has no {', '.join(missing)}; begin it with train.config.default_config()")
     for name, known in {"stage": tuple(STAGES), **CHOICES}.items():
@@ -108,12 +118,15 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ValueError(f"config.accumulate is {config.accumulate}; it must be at least 1")
     if config.stage == "vae" and (config.trainable or config.data):
         raise ValueError("the autoencoder trains whole, on config.photos; leave config.trainable and config.data empty")
-    if config.whiten and (config.stage != "joint" or "edit_head/" not in trainable(config)):
-        raise ValueError("config.whiten is for joint training of the edit head; set it to False")
-    if not config.data and not config.photos:
+
+
+def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+    """Raises ValueError where the devices cannot share a batch, or its parts, evenly."""
+    share = mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulate
+    if config.batch_size % share:
         raise ValueError(
-            "config.data and config.photos are empty; give data sets made by `mgie data build` (--config.data=DIR,DIR) "
-            "or a folder made by `mgie data photos` (--config.photos=DIR)"
+            f"config.batch_size is {config.batch_size}: it must divide by {share}, which is data * fsdp of the mesh "
+            f"{tuple(mesh.shape.values())} times config.accumulate"
         )
 
 
@@ -157,26 +170,29 @@ def _vae(config: ml_collections.ConfigDict, start: Start, examples: GeneratedExa
 
 
 def _mllm(config: ml_collections.ConfigDict, start: Start, examples: EndlessExamples) -> Task:
-    params, frozen = split_params(start.params, trainable(config))
     batch = TextBatches(examples, start.tokenizer, start.config, config.batch_size, config.max_tokens)
-    loss = make_instruction_loss(_model(config, start))
-    return Task(params, frozen, loss, batch, flops_per_example=_flops(config, start))
+    return _task(config, start, batch)
 
 
 def _joint(config: ml_collections.ConfigDict, start: Start, examples: EndlessExamples) -> Task:
-    params, frozen = split_params(start.params, trainable(config))
     batch = EditPairBatches(
         examples, start.tokenizer, start.config, config.batch_size, config.max_tokens, config.image_size
     )
-    loss = make_joint_loss(
-        _model(config, start), start.tokenizer.img_ids[0], noise_draws=config.noise_draws,
-        timestep_power=config.timestep_power,
-    )  # fmt: skip
-    return Task(params, frozen, loss, batch, _grid(config, start), _flops(config, start))
+    return _task(config, start, batch, _grid(config, start))
 
 
-def _model(config: ml_collections.ConfigDict, start: Start) -> MGIE:
-    return MGIE(start.config, jnp.dtype(config.compute_dtype), config.remat)
+def _task(config: ml_collections.ConfigDict, start: Start, batch: BatchFn, grid: Callable | None = None) -> Task:
+    params, frozen = split_params(start.params, trainable(config))
+    loss = make_loss(config, start.config, start.tokenizer.img_ids[0])
+    return Task(params, frozen, loss, batch, grid, flops_per_example(config, start.config))
+
+
+def make_loss(config: ml_collections.ConfigDict, sizes: MGIEConfig, img0_id: int) -> SplitLoss:
+    """What a joint stage minimizes, or the MLLM's."""
+    model = MGIE(sizes, jnp.dtype(config.compute_dtype), config.remat)
+    if config.stage == "mllm":
+        return make_instruction_loss(model)
+    return make_joint_loss(model, img0_id, noise_draws=config.noise_draws, timestep_power=config.timestep_power)
 
 
 def _grid(config: ml_collections.ConfigDict, start: Start) -> Callable | None:
@@ -190,10 +206,11 @@ def _grid(config: ml_collections.ConfigDict, start: Start) -> Callable | None:
     return make_grid(start.config, start.tokenizer, examples, config.image_size, dtype)
 
 
-def _flops(config: ml_collections.ConfigDict, start: Start) -> float:
-    size = config.image_size if config.stage == "joint" else None
+def flops_per_example(config: ml_collections.ConfigDict, sizes: MGIEConfig) -> float:
+    """Of a step of a joint stage, or of the MLLM's; see `train.flops`."""
     return step_flops(
-        start.config, trainable(config), tokens=config.max_tokens, image_size=size,
+        sizes, trainable(config), tokens=config.max_tokens,
+        image_size=config.image_size if config.stage == "joint" else None,
         batch_size=config.batch_size // config.accumulate, noise_draws=config.noise_draws,
     ).training  # fmt: skip
 
