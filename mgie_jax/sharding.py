@@ -11,6 +11,7 @@ Everything here is arithmetic on shapes: nothing is moved but by `init_sharded` 
 import math
 import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import jax
 import numpy as np
@@ -215,6 +216,15 @@ def constrain(x: Shaped[Array, "..."], spec: PartitionSpec) -> Shaped[Array, "..
     """An activation laid out as `spec`, as far as it fits (`fit`), on the mesh of `jax.set_mesh`; `x` where none is."""
     mesh = jax.sharding.get_abstract_mesh()
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, fit(spec, x.shape, mesh))
+
+
+def on_mesh_of(tree: PyTree) -> AbstractContextManager:
+    """`jax.set_mesh` of the mesh that the first array of `tree` lies on; nothing where that is on one device.
+
+    A program on arrays of a mesh is to be traced so: `constrain` and the kernels of attention ask for the mesh.
+    """
+    sharding = getattr(jax.tree.leaves(tree)[0], "sharding", None)
+    return jax.set_mesh(sharding.mesh) if isinstance(sharding, NamedSharding) else nullcontext()
 
 
 def _names(path: tuple) -> tuple[str, ...]:

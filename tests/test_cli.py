@@ -49,7 +49,7 @@ class FakeEditor:
 def editor(monkeypatch, tmp_path):
     fake = FakeEditor()
     # Into the dictionary, for asking the module for its own `load` would import the real editor.
-    monkeypatch.setitem(vars(mgie_jax), "load", lambda model_dir=None: fake)
+    monkeypatch.setitem(vars(mgie_jax), "load", lambda model_dir=None, **mesh: fake)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MGIE_DEBUG", raising=False)
     Image.new("RGB", (40, 30), "red").save("my photo.jpg")
@@ -218,7 +218,7 @@ def test_ctrl_c_ends_the_process_with_130(tmp_path):
 import signal, sys, time, mgie_jax
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests were started in the background
 from mgie_jax import cli
-def load(model_dir):
+def load(model_dir, **mesh):
     print("ready", file=sys.stderr, flush=True)
     time.sleep(60)
 mgie_jax.load = load

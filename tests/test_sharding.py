@@ -202,6 +202,14 @@ def test_constrain_and_init_on_a_mesh_of_one_device():
     np.testing.assert_array_equal(doubled, 2 * params["emb"])
 
 
+def test_programs_are_traced_on_the_mesh_of_their_arrays():
+    mesh = make_mesh((1, 1, 1), jax.devices()[:1])
+    there = jax.device_put({"w": np.ones(4)}, sharding.batch_sharding(mesh))
+    for tree, found in ((there, mesh.abstract_mesh), ({"w": jnp.ones(4)}, None), ({"w": np.ones(4)}, None)):
+        with sharding.on_mesh_of(tree):
+            assert jax.sharding.get_abstract_mesh() == found if found else jax.sharding.get_abstract_mesh().empty
+
+
 def test_random_numbers_do_not_depend_on_the_mesh():
     assert jax.config.jax_threefry_partitionable
 

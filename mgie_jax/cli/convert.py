@@ -14,9 +14,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from mgie_jax.paths import AnyPath, argument, files, is_remote, is_within, to_path
+
 HELP = "convert checkpoints from and to PyTorch, and check them"
 DTYPES = ("keep", "float32", "float16", "bfloat16")
-SOURCE = "a path, or a repository of the Hugging Face hub (owner/name, or owner/name@revision)"
+SOURCE = "a path (also gs://BUCKET/NAME), or a repository of the Hugging Face hub (owner/name, or owner/name@revision)"
 RELEASED_HEADS = 4  # repeated from weights.official, which would bring JAX in
 # What a folder that may be overwritten holds, so that --overwrite never removes one that is something else.
 OURS = ("model_index.json", "config.json", "unet/config.json", "mllm.pt")
@@ -92,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("output", metavar="OUT", type=Path, help="the folder to make")
+    parser.add_argument("output", metavar="OUT", type=argument, help="the folder to make")
     parser.add_argument("--dtype", choices=DTYPES, default="keep", help="of the written tensors (default: keep)")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT where it is there")
 
@@ -102,9 +104,12 @@ def run(args: argparse.Namespace) -> int:
     if args.conversion == "check":
         return _check(args)
     output = args.output
-    if output.exists() and not args.overwrite:
+    from mgie_jax.weights.atomic import is_there
+
+    there = any(is_there(output, name) for name in OURS)
+    if there and not args.overwrite:
         raise ValueError(f"{output} exists already; choose another name, or --overwrite it")
-    if output.exists() and not any((output / name).exists() for name in OURS):
+    if there and not any((output / name).exists() for name in OURS):
         raise ValueError(f"{output} is no folder that mgie convert writes; --overwrite will not remove it")
     args.dtype = None if args.dtype == "keep" else args.dtype
     start = time.perf_counter()
@@ -115,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
             write(bar.update)
     answer = {
         "output": str(output),
-        "bytes": sum(file.stat().st_size for file in output.rglob("*") if file.is_file()),
+        "bytes": sum(entry.size for entry in files(output).values()),
         "dtypes": dict(Counter(_dtype(t, args.dtype).name for part in parts.values() for t in part.values())),
         "tensors": {name: len(part) for name, part in parts.items()},
         "parameters": {name: sum(math.prod(t.shape) for t in part.values()) for name, part in parts.items()},
@@ -190,7 +195,7 @@ def _delta(args: argparse.Namespace) -> Plan:
 
 def _check(args: argparse.Namespace) -> int:
     path = _fetch(args, args.path)
-    total = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    total = sum(entry.size for entry in files(path).values())
     with contextlib.redirect_stdout(sys.stderr):
         from mgie_jax.weights.check import check
 
@@ -200,27 +205,29 @@ def _check(args: argparse.Namespace) -> int:
     return 0 if report.good else 2
 
 
-def _fetch(args: argparse.Namespace, source: str, patterns: list[str] | None = None) -> Path:
-    """A local folder with what `source` names; never one that --overwrite is to remove."""
+def _fetch(args: argparse.Namespace, source: str, patterns: list[str] | None = None) -> AnyPath:
+    """A folder with what `source` names; never one that --overwrite is to remove."""
     from mgie_jax.weights.hub import fetch
 
-    name, _, revision = (source, "", "") if Path(source).expanduser().exists() else source.partition("@")
+    is_path = is_remote(source) or Path(source).expanduser().exists()
+    name, _, revision = (source, "", "") if is_path else source.partition("@")
     path = fetch(name, revision or None, patterns)
     output = getattr(args, "output", None)
-    if output is not None and output.resolve() in (path.resolve(), *path.resolve().parents):
+    if output is not None and is_within(path, output):
         raise ValueError(f"{output} is, or holds, the source {source}; write elsewhere")
     return path
 
 
-def _weights(args: argparse.Namespace, source: str) -> Path:
+def _weights(args: argparse.Namespace, source: str) -> AnyPath:
     """As `_fetch`, of a folder of transformers: of repositories that hold the weights twice, safetensors alone."""
     path = _fetch(args, source, [*CONFIGS, "*.safetensors"])
     return path if any(path.glob("*.safetensors")) else _fetch(args, source, [*CONFIGS, "pytorch_model*.bin"])
 
 
-def _fetch_file(args: argparse.Namespace, source: str) -> Path:
-    """A local file, or one of a repository."""
-    path, (name, _, revision) = Path(source).expanduser(), source.partition("@")
+def _fetch_file(args: argparse.Namespace, source: str) -> AnyPath:
+    """A file at a path, or one of a repository."""
+    path = to_path(source) if is_remote(source) else Path(source).expanduser()
+    name, _, revision = source.partition("@")
     owner, *rest = name.split("/", 2)
     if path.exists() or path.is_absolute() or len(rest) < 2:
         if not path.is_file():

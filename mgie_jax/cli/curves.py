@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from mgie_jax.paths import AnyPath, argument
+
 HELP = "draw training curves"
 EXAMPLES = """examples:
   mgie curves curves.png out/vae out/mllm out/joint64
@@ -16,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("output", metavar="OUT.png", type=Path)
-    parser.add_argument("runs", metavar="WORKDIR", nargs="+", type=Path, help="folders that `mgie train` wrote")
+    parser.add_argument("runs", metavar="WORKDIR", nargs="+", type=argument, help="folders that `mgie train` wrote")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_metrics(workdir: Path) -> list[dict]:
+def read_metrics(workdir: AnyPath) -> list[dict]:
     """The whole lines of a run's metrics.jsonl; one torn by a kill is left out.
 
     Raises:

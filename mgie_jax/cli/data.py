@@ -9,6 +9,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from mgie_jax.paths import argument, to_path
+
 HELP = "gather training photos, build data sets, show examples"
 # Repeated from data.builders.build, which would bring tensorflow-datasets in.
 NAMES = ("ipr2pr", "magicbrush", "evr", "gier", "ma5k", "generated")
@@ -38,7 +40,7 @@ SHOW = """examples:
 # Of examples that are generated: option -> (type, placeholder, help).
 GENERATED = {
     "size": (int, "N", "side of generated pictures, pixels (default: 128)"),
-    "cutouts": (Path, "DIR", "captioned cut-outs, to generate local edits"),
+    "cutouts": (argument, "DIR", "captioned cut-outs, to generate local edits"),
 }
 MAX_SHOWN = 1000
 PANEL, MAX_CAPTION = 144, 330  # pixels, and the characters that fit beside two such panels
@@ -57,8 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )  # fmt: skip
 
     photos = action("photos", "copy every photograph found in folders, archives and .rcc bundles", PHOTOS)
-    photos.add_argument("out", metavar="OUT", type=Path, help="the folder to make")
-    photos.add_argument("sources", metavar="SOURCE", nargs="+", type=Path)
+    photos.add_argument("out", metavar="OUT", type=argument, help="the folder to make")
+    photos.add_argument("sources", metavar="SOURCE", nargs="+", type=argument)
     photos.add_argument("--size", type=int, default=192, help="short side of the copies, pixels (default: 192)")
     photos.add_argument("--exclude", metavar="PATTERN", nargs="*", default=(), help="origins to leave out")
     photos.add_argument("--exclude-from", metavar="FILE", type=Path, help="a file of such patterns, one a line")
@@ -66,8 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     build = action("build", "write a data set from the files its authors publish", BUILD)
     build.add_argument("name", metavar="NAME", choices=NAMES, help=", ".join(NAMES))
-    build.add_argument("source", metavar="SOURCE", type=Path, help="the folder of published files")
-    build.add_argument("out", metavar="OUT", type=Path, help="the folder of data sets, made if absent")
+    build.add_argument("source", metavar="SOURCE", type=argument, help="the folder of published files")
+    build.add_argument("out", metavar="OUT", type=argument, help="the folder of data sets, made if absent")
     build.add_argument("--split", metavar="SPLIT", nargs="+", default=(), help="splits to build (default: all)")
     build.add_argument("--max-skipped", metavar="SHARE", type=float, default=0.05,
                        help="stop where more than this share of the examples is no good (default: 0.05)")  # fmt: skip
@@ -76,9 +78,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     build.add_argument("--json", action="store_true", help="print one line of JSON instead of text")
 
     show = action("show", "write a contact sheet of a data set's examples with their words", SHOW)
-    show.add_argument("dataset", metavar="DATASET", type=Path,
+    show.add_argument("dataset", metavar="DATASET", type=argument,
                       help="a data set, or a folder of photos to generate from")  # fmt: skip
-    show.add_argument("-o", "--output", metavar="OUT.png", type=Path, default=Path("sheet.png"),
+    show.add_argument("-o", "--output", metavar="OUT.png", type=argument, default=to_path("sheet.png"),
                       help="where to save (default: sheet.png)")  # fmt: skip
     show.add_argument("-n", "--count", metavar="N", type=int, default=12, help="how many (default: 12)")
     show.add_argument("--split", metavar="SPLIT", help="default: train, or the only one")

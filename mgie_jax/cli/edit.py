@@ -6,13 +6,13 @@ import json
 import math
 import sys
 import time
-from pathlib import Path
 
 from tqdm import tqdm
 
 import mgie_jax
 from mgie_jax.cli.mesh import mesh_sizes
 from mgie_jax.compare import compare_picture
+from mgie_jax.paths import argument, is_same, to_path
 from mgie_jax.photo import check_writable, open_photo, save_atomic
 
 HELP = "edit a photo by an instruction"
@@ -34,13 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Edit a photo by an instruction in plain words."
     parser.epilog = EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("photo", metavar="PHOTO", type=Path, help="JPEG, PNG, WebP, TIFF, ...")
+    parser.add_argument("photo", metavar="PHOTO", type=argument, help="JPEG, PNG, WebP, TIFF, ...")
     parser.add_argument("instruction", metavar="INSTRUCTION", help='what to change, such as "make it warmer"')
     parser.add_argument(
-        "-o", "--output", metavar="OUT.png", type=Path, help="where to save (default: ./PHOTO-edited.png)"
+        "-o", "--output", metavar="OUT.png", type=argument, help="where to save (default: ./PHOTO-edited.png)"
     )
     parser.add_argument("--compare", action="store_true", help="also save OUT-compare.png: before and after")
-    parser.add_argument("--model", metavar="DIR", type=Path, help="model directory (default: bundled)")
+    parser.add_argument("--model", metavar="DIR", type=argument, help="model directory (default: bundled)")
     parser.add_argument("--steps", metavar="N", type=int, help="denoising steps (default: the model's)")
     parser.add_argument(
         "--sampler", metavar="NAME", choices=SAMPLERS, help=f"{', '.join(SAMPLERS)} (default: the model's)"
@@ -69,11 +69,11 @@ def run(args: argparse.Namespace) -> int:
     if args.model is not None and not args.model.is_dir():
         raise ValueError(f"{args.model}: there is no such model directory")
     photo = open_photo(args.photo)
-    output = args.output or Path(f"{args.photo.stem}-edited.png")
+    output = args.output or to_path(f"{args.photo.stem}-edited.png")
     comparison = output.with_name(f"{output.stem}-compare{output.suffix}")
     for path in [output, comparison] if args.compare else [output]:
         check_writable(path)
-        if path.exists() and path.samefile(args.photo):
+        if is_same(path, args.photo):
             raise ValueError(f"{path}: is the photo itself; choose another name with -o")
 
     # Whatever libraries print on the way belongs to stderr: stdout is the answer alone.

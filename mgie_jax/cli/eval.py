@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from mgie_jax.paths import AnyPath, argument
+
 HELP = "measure how well a model edits"
 EXAMPLES = """examples:
   mgie eval --suite photo-ops --photos photos
@@ -21,14 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--suite", choices=("photo-ops",), default="photo-ops")
-    parser.add_argument("--model", metavar="DIR", type=Path, help="model directory (default: the bundled model)")
+    parser.add_argument("--model", metavar="DIR", type=argument, help="model directory (default: the bundled model)")
     parser.add_argument(
-        "--photos", metavar="DIR", type=Path,
+        "--photos", metavar="DIR", type=argument,
         help="a folder of photos; of one made by `mgie data photos`, the held-out ones (default: the bundled examples)",
     )  # fmt: skip
     parser.add_argument("--per-kind", metavar="N", type=int, default=16, help="examples of each kind (default: 16)")
     parser.add_argument("--steps", metavar="N", type=int, help="denoising steps (default: the model's)")
-    parser.add_argument("--sheet", metavar="OUT.png", type=Path, help="write a picture of one example of each kind")
+    parser.add_argument("--sheet", metavar="OUT.png", type=argument, help="write a picture of one example of each kind")
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of a table")
 
 
@@ -70,7 +72,7 @@ def _sheet_row(example, result) -> tuple[list, str]:
     return pictures, f"[{example.kind}] {example.instruction}\n{result.expressive}"
 
 
-def heldout_photos(folder: Path) -> list:
+def heldout_photos(folder: AnyPath) -> list:
     """The photos of a folder as uint8 arrays; of a collected one, those held out.
 
     Raises:

@@ -3,7 +3,8 @@
 import argparse
 import json
 import time
-from pathlib import Path
+
+from mgie_jax.paths import argument, files
 
 HELP = "make a model directory of a training checkpoint"
 DTYPES = ("float32", "float16", "bfloat16")
@@ -22,23 +23,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Make a model directory of any checkpoint of a training run, also while it goes on."
     parser.epilog = EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("workdir", metavar="WORKDIR", type=Path, help="the work folder of `mgie train`")
-    parser.add_argument("output", metavar="OUT", type=Path, help="the model directory to make")
+    parser.add_argument("workdir", metavar="WORKDIR", type=argument, help="the work folder of `mgie train`")
+    parser.add_argument("output", metavar="OUT", type=argument, help="the model directory to make")
     parser.add_argument("--step", metavar="N", type=int, help="which checkpoint (default: the newest)")
     parser.add_argument(
         "--ema", action=argparse.BooleanOptionalAction, help="take the averaged weights (default: where there are any)"
     )
     parser.add_argument("--dtype", choices=DTYPES, default="", help="of the tensors (default: config.export_dtype)")
-    parser.add_argument("--init", metavar="DIR", type=Path, help="where the model is that the run began with, if moved")
+    parser.add_argument("--init", metavar="DIR", type=argument, help="the model that the run began with, if moved")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT where it is a model directory")
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of text")
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the model directory. Raises ValueError (also as ModelDirError) for whatever the user can mend."""
-    if args.output.exists() and not args.overwrite:
+    from mgie_jax.weights.atomic import is_there
+
+    there = is_there(args.output, "model_index.json")
+    if there and not args.overwrite:
         raise ValueError(f"{args.output} exists already; choose another name, or --overwrite it")
-    if args.output.exists() and not (args.output / "model_index.json").is_file():
+    if there and not (args.output / "model_index.json").is_file():
         raise ValueError(f"{args.output} is no model directory; --overwrite will not remove it")
     if not args.workdir.is_dir():
         raise ValueError(f"{args.workdir}: there is no such folder")
@@ -46,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
     from mgie_jax.train.export import export
 
     begun = time.perf_counter()
-    there = steps(args.workdir)
-    step = there[-1] if args.step is None and there else args.step  # named, since a running run may write another
+    saved = steps(args.workdir)
+    step = saved[-1] if args.step is None and saved else args.step  # named, since a running run may write another
     config = read_config(args.workdir, step)
     ema = config.ema_decay > 0 if args.ema is None else args.ema
     weights = read_weights(args.workdir, step, ema)
@@ -62,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         "step": step,
         "ema": ema,
         "dtype": args.dtype or config.export_dtype,
-        "bytes": sum(file.stat().st_size for file in args.output.rglob("*") if file.is_file()),
+        "bytes": sum(entry.size for entry in files(args.output).values()),
         "seconds": round(time.perf_counter() - begun, 3),
     }
     if args.json:

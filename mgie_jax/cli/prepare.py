@@ -4,11 +4,11 @@ import argparse
 import json
 import sys
 import time
-from pathlib import Path
 
 from tqdm import tqdm
 
 from mgie_jax.cli.mesh import mesh_sizes
+from mgie_jax.paths import argument, to_path
 
 HELP = "write expressive instructions for a data set"
 EXAMPLES = """examples:
@@ -21,7 +21,8 @@ The MLLM is asked about each picture and instruction "in a short paragraph"; two
 summarized. OUT is a new data set with the same examples and pictures. Broken examples are left out and listed in
 OUT/skipped.jsonl. Work in progress is in OUT.parts: interrupted, the same command goes on from there.
 
-Several processes (--distributed, or launch/local.py) share the examples; OUT must be on a file system of all of them.
+Several processes (--distributed, or launch/local.py) share the examples; OUT must be where all of them see it: a shared
+file system, or a bucket (gs://BUCKET/NAME).
 """
 
 
@@ -30,9 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Have an MLLM write the expressive instructions of a data set."
     parser.epilog = EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("data", metavar="DATA", type=Path, help="a data set made by `mgie data build`")
-    parser.add_argument("out", metavar="OUT", type=Path, help="the data set to make")
-    parser.add_argument("--model", metavar="DIR", type=Path, help="model directory of the MLLM (default: the bundled)")
+    parser.add_argument("data", metavar="DATA", type=argument, help="a data set made by `mgie data build`")
+    parser.add_argument("out", metavar="OUT", type=argument, help="the data set to make")
+    parser.add_argument("--model", metavar="DIR", type=argument,
+                        help="model directory of the MLLM (default: the bundled)")  # fmt: skip
     parser.add_argument("--summarizer", metavar="DIR", required=True,
                         help="T5 v1.1 folder as transformers has it, or `none`: keep answers whole")  # fmt: skip
     parser.add_argument("--split", metavar="SPLIT", nargs="+", default=(), help="splits to prepare (default: all)")
@@ -61,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     if not 0 <= args.max_skipped <= 1:
         raise ValueError(f"--max-skipped must be between 0 and 1, not {args.max_skipped}")
     sizes = mesh_sizes(args.mesh)
-    summarizer = None if args.summarizer == "none" else Path(args.summarizer)
+    summarizer = None if args.summarizer == "none" else to_path(args.summarizer)
 
     from mgie_jax.data.prepare import Settings, chosen, fingerprint, finished, prepare
     from mgie_jax.data.records import contents

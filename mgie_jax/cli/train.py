@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from mgie_jax.paths import argument
+
 HELP = "train a model from a config file"
 EXAMPLES = """examples:
   mgie train --config configs/default_vae.py --workdir out/vae --config.photos=photos
@@ -11,7 +13,7 @@ EXAMPLES = """examples:
       --config.photos=photos --config.steps=100
 
 Any value of the config file can be set as --config.NAME=VALUE. An interrupted run goes on where it stopped when the
-same command is given again. The trained model directory is WORKDIR/model.
+same command is given again. The trained model directory is WORKDIR/model. Folders may be in a bucket: gs://BUCKET/NAME.
 
 exit codes beside 0, 1 and 2: 130 after Ctrl-C and 75 after SIGTERM, both with the run saved; 3 where a loss is not
 finite (the ids of its batch are in WORKDIR/nonfinite-STEP.json).
@@ -29,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     # absl reads these, as ml_collections' users expect; they stand here for --help.
     parser.add_argument("--config", metavar="FILE", required=True, help="a file with get_config()")
-    parser.add_argument("--workdir", metavar="DIR", type=Path, required=True, help="checkpoints, logs and the model")
+    parser.add_argument("--workdir", metavar="DIR", type=argument, required=True, help="checkpoints, logs, the model")
     parser.add_argument("--profile", action="store_true", help="trace a few updates into WORKDIR/profile, for xprof")
     parser.set_defaults(takes_more=True)
 

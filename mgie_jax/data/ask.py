@@ -11,7 +11,6 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,6 +24,7 @@ from mgie_jax.data.records import Example
 from mgie_jax.data.summarize import summarize
 from mgie_jax.models.mgie import MGIE
 from mgie_jax.models.t5 import T5ForConditionalGeneration
+from mgie_jax.paths import AnyPath
 from mgie_jax.photo import CLIP_MEAN, CLIP_STD, clip_pixels, decode_photo
 from mgie_jax.sharding import batch_sharding, param_sharding
 from mgie_jax.text.prompt import PromptTokenizer, pad_batch
@@ -99,7 +99,7 @@ class Asker:
     """
 
     def __init__(
-        self, model_dir: Path, summarizer_dir: Path | None, mesh: Mesh, *,
+        self, model_dir: AnyPath, summarizer_dir: AnyPath | None, mesh: Mesh, *,
         batch_size: int, max_new_tokens: int = MAX_NEW_TOKENS, dtype: Any = jnp.float32,
     ):  # fmt: skip
         self.batch_size, self.max_new_tokens = batch_size, max_new_tokens

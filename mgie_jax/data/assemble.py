@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -15,8 +14,9 @@ from typing import Any, NamedTuple
 
 from mgie_jax.data.builders.base import LOG, SHARD_BYTES, RecordBuilder
 from mgie_jax.data.parts import Batch
-from mgie_jax.data.records import DataSetError, Examples
-from mgie_jax.weights.atomic import write_text
+from mgie_jax.data.records import INFO, DataSetError, Examples
+from mgie_jax.paths import AnyPath, is_remote, remove
+from mgie_jax.weights.atomic import publish, write_text
 
 REPORT = "prepare.json"
 
@@ -35,15 +35,15 @@ def skipped_of(batches: Iterable[Batch]) -> Iterator[Skipped]:
     return (Skipped(batch.split, *row) for batch in batches for row in batch.skipped)
 
 
-def write_log(path: Path, skipped: Iterable[Skipped]) -> None:
+def write_log(path: AnyPath, skipped: Iterable[Skipped]) -> None:
     """List examples left out: one {"split", "id", "reason"} a line, in their order."""
     lines = [json.dumps({"split": row.split, "id": row.id, "reason": row.reason}) + "\n" for row in sorted(skipped)]
     write_text(path, "".join(lines))
 
 
 def assemble(
-    out: Path,
-    folder: Path,
+    out: AnyPath,
+    folder: AnyPath,
     settings: Mapping[str, Any],
     sizes: Mapping[str, int],
     examples: Mapping[str, Examples],
@@ -53,7 +53,8 @@ def assemble(
     """Make the new data set from the old one and all batches, and remove the parts.
 
     Args:
-      out: where it goes; what is there is replaced.
+      out: where it goes; what is there is replaced. What goes to a bucket is written to the temporary folder first,
+        which must have room for it.
       folder: of the parts.
       settings: what the data set came of, to be kept with it.
       sizes: split -> number of examples, those skipped among them.
@@ -74,24 +75,33 @@ def assemble(
         raise DataSetError(f"{folder}: lacks {missing} examples; remove it and prepare anew")
     if bare := next((split for split in texts if not texts[split]), None):
         raise DataSetError(f"no example of split {bare!r} is any good; the first of all: {skipped[0].reason}")
-    new, old = folder / "new", folder / "old"
-    for left in (new, old):
-        shutil.rmtree(left, ignore_errors=True)
-    # What tensorflow-datasets prints is of no use to the caller.
-    with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
-        name = next(iter(examples.values())).name
-        builder = PreparedBuilder(name, examples, texts, progress, data_dir=new)
-        builder.download_and_prepare(download_dir=scratch)
-    whole = Path(builder.data_dir)
-    if skipped:
-        write_log(whole / LOG, skipped)
     counts = {split: len(found) for split, found in texts.items()}
     report = {"settings": settings, "splits": counts, "skipped": len(skipped), "empty": empty}
-    write_text(whole / REPORT, json.dumps(report, indent=2) + "\n")
-    if out.exists():
-        out.rename(old)
-    whole.rename(out)
-    shutil.rmtree(folder)
+
+    def write(where: Path) -> Path:
+        # What tensorflow-datasets prints is of no use to the caller.
+        with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
+            name = next(iter(examples.values())).name
+            builder = PreparedBuilder(name, examples, texts, progress, data_dir=where)
+            builder.download_and_prepare(download_dir=scratch)
+        whole = Path(builder.data_dir)
+        if skipped:
+            write_log(whole / LOG, skipped)
+        write_text(whole / REPORT, json.dumps(report, indent=2) + "\n")
+        return whole
+
+    if is_remote(out):
+        with tempfile.TemporaryDirectory() as here:
+            publish(write(Path(here)), out, INFO, overwrite=True)
+    else:
+        new, old = folder / "new", folder / "old"
+        for left in (new, old):
+            remove(left)
+        whole = write(new)
+        if out.exists():
+            out.rename(old)
+        whole.rename(out)
+    remove(folder)
 
 
 class PreparedBuilder(RecordBuilder, skip_registration=True):

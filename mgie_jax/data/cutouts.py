@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import os
-from pathlib import Path
 
 import numpy as np
 from PIL import Image as PILImage
 
 from mgie_jax.data.ops import Image, luminance
+from mgie_jax.paths import AnyPath, files, to_path
 
 # Everyday objects with a one-word name that does not read as a color or as several things.
 NAMES = frozenset(
@@ -79,18 +80,19 @@ def load_cutouts(folder: str | os.PathLike) -> tuple[Cutout, ...]:
     Raises:
       FileNotFoundError: the folder does not exist.
     """
-    folder = Path(folder)
+    folder = to_path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(folder)
-    best: dict[str, tuple[int, Path]] = {}
-    for path in sorted(folder.rglob("*.png")):
-        caption = path.with_suffix(".txt")
-        if any(part in _DRAWN for part in path.parts) or not caption.exists():
+    best: dict[str, tuple[int, AnyPath]] = {}
+    there = files(folder)
+    for stem in (name.removesuffix(".png") for name in there if name.endswith(".png")):
+        path, caption = folder / f"{stem}.png", f"{stem}.txt"
+        if any(part in _DRAWN for part in path.parts) or caption not in there:
             continue
-        name = _name(caption.read_text(encoding="utf-8", errors="replace"))
+        name = _name((folder / caption).read_bytes().decode("utf-8", errors="replace"))
         if name not in NAMES:
             continue
-        with PILImage.open(path) as image:
+        with path.open("rb") as file, PILImage.open(file) as image:
             area, smallest = image.width * image.height, min(image.size)
         if smallest >= _MIN_STORED_SIDE and area > best.get(name, (0, path))[0]:
             best[name] = (area, path)
@@ -135,9 +137,9 @@ def _name(caption: str) -> str:
     return words[-1] if 0 < len(words) <= 4 else ""
 
 
-def _pixels(path: Path) -> np.ndarray:
+def _pixels(path: AnyPath) -> np.ndarray:
     """The cut-out without its empty border, no larger than is ever needed."""
-    image = PILImage.open(path).convert("RGBA")
+    image = PILImage.open(io.BytesIO(path.read_bytes())).convert("RGBA")
     image = image.crop(image.getchannel("A").point(lambda alpha: 255 * (alpha > 16)).getbbox())
     image.thumbnail((_LARGEST_STORED, _LARGEST_STORED), PILImage.Resampling.LANCZOS)
     return np.asarray(image)

@@ -14,18 +14,21 @@ import os
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePath
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from mgie_jax.data.rcc import read_rcc
+from mgie_jax.paths import is_remote, local, make_folder, to_path
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 INDEX_NAME = "index.json"
 MIN_SIDE = 128
 MAX_ASPECT = 2.0
+IN_FLIGHT = 32  # photos fetched from a bucket at a time
 HELDOUT_PERCENT = 10
 _NEAR_DUPLICATE = 0.94  # correlation of two thumbnails
 
@@ -54,9 +57,11 @@ def collect(
 
     Raises:
       FileNotFoundError: a source does not exist.
+      PathError: a source is in a bucket.
     """
-    out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
+    out_dir = to_path(out_dir)
+    make_folder(out_dir)
+    sources = [local(source, "sources of photos are read from disk") for source in sources]
     index: list[dict] = []
     seen = np.zeros((0, 256), np.float32)
     for origin, content in tqdm(_images(sources), desc="photos", unit="file", disable=not progress):
@@ -71,7 +76,9 @@ def collect(
         seen = np.concatenate([seen, mark[None]])
         image = _fit(image, size)
         name = stable_name(origin)
-        image.save(out_dir / name, quality=95)
+        encoded = io.BytesIO()
+        image.save(encoded, "JPEG", quality=95)
+        (out_dir / name).write_bytes(encoded.getvalue())
         forced = any(fnmatch.fnmatch(origin, pattern) for pattern in heldout)
         split = "heldout" if forced else split_of(name)
         index.append({"name": name, "origin": origin, "size": list(image.size), "split": split})
@@ -88,10 +95,17 @@ def load(folder: str | os.PathLike, split: str | None = None) -> dict[str, np.nd
     """
     if split not in (None, "train", "heldout"):
         raise ValueError(f"split must be 'train', 'heldout' or None, not {split!r}")
-    folder = Path(folder)
+    folder = to_path(folder)
     index = json.loads((folder / INDEX_NAME).read_text())
     names = [entry["name"] for entry in index if split in (None, entry["split"])]
-    return {name: np.asarray(Image.open(folder / name).convert("RGB")) for name in names}
+
+    def pixels(name: str) -> np.ndarray:
+        return np.asarray(Image.open(io.BytesIO((folder / name).read_bytes())).convert("RGB"))
+
+    if not is_remote(folder):
+        return {name: pixels(name) for name in names}
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        return dict(zip(names, pool.map(pixels, names), strict=True))
 
 
 def split_of(name: str) -> str:
@@ -102,7 +116,7 @@ def split_of(name: str) -> str:
 
 def stable_name(origin: str) -> str:
     """A readable, unique file name for a photo: its own stem and a hash of where it came from."""
-    stem = re.sub(r"[^a-z0-9]+", "-", Path(origin).stem.lower()).strip("-")[:40]
+    stem = re.sub(r"[^a-z0-9]+", "-", PurePath(origin).stem.lower()).strip("-")[:40]
     return f"{stem}-{hashlib.sha256(origin.encode()).hexdigest()[:8]}.jpg"
 
 
@@ -166,9 +180,9 @@ def _decode(content: bytes) -> Image.Image | None:
         return None
 
 
-def _images(sources: Sequence[str | os.PathLike]) -> Iterator[tuple[str, bytes]]:
+def _images(sources: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
     """Every file with an image suffix, as (origin, content); a member's origin is `archive!member`."""
-    for source in map(Path, sources):
+    for source in sources:
         if not source.exists():
             raise FileNotFoundError(source)
         files = sorted(p for p in source.rglob("*") if p.is_file()) if source.is_dir() else [source]

@@ -11,13 +11,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from mgie_jax.data import parts
@@ -26,10 +24,11 @@ from mgie_jax.data.assemble import REPORT, Skipped, assemble, skipped_of, write_
 from mgie_jax.data.builders.base import LOG, NAMED
 from mgie_jax.data.parts import Batch
 from mgie_jax.data.records import INFO, DataSetError, Example, Examples, contents, load
-from mgie_jax.weights.atomic import SUMS
+from mgie_jax.paths import AnyPath, files, is_remote, is_within, remove
+from mgie_jax.weights.atomic import SUMS, is_there
 
 WINDOW = 8  # batches: enough that few of them are part full, few enough to keep the pictures of two in memory
-POLL_S = 0.2
+POLL_S, POLL_BUCKET_S = 0.2, 5.0
 
 Progress = Callable[[str, int, int], None]
 """Called with "ask" or "write", the number of examples done and of all; of "ask", this process's."""
@@ -79,10 +78,10 @@ class Prepared:
       asked: number of examples that this run asked about, on this process.
     """
 
-    path: Path
+    path: AnyPath
     splits: dict[str, int]
     skipped: int
-    log: Path | None
+    log: AnyPath | None
     empty: int
     asked: int
 
@@ -119,16 +118,15 @@ def batches(widths: Sequence[int | None], size: int) -> list[list[int]]:
     return found
 
 
-def fingerprint(folder: Path) -> str:
+def fingerprint(folder: AnyPath) -> str:
     """Of a model's folder: of its SHA256SUMS where it has them, else of its files' names, sizes and times."""
     if (folder / SUMS).is_file():
         return hashlib.sha256((folder / SUMS).read_bytes()).hexdigest()
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    listed = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    listed = [(name, entry.size, entry.version) for name, entry in files(folder).items()]
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
-def chosen(data: Path, splits: Sequence[str], limit: int | None) -> dict[str, int]:
+def chosen(data: AnyPath, splits: Sequence[str], limit: int | None) -> dict[str, int]:
     """Split -> number of examples to prepare.
 
     Raises:
@@ -141,7 +139,7 @@ def chosen(data: Path, splits: Sequence[str], limit: int | None) -> dict[str, in
     return {split: size if limit is None else min(size, limit) for split, size in wanted.items()}
 
 
-def finished(data: Path, out: Path, settings: Settings, overwrite: bool) -> Prepared | None:
+def finished(data: AnyPath, out: AnyPath, settings: Settings, overwrite: bool) -> Prepared | None:
     """What a run with these settings has already brought to its end, None where there is something left to do.
 
     Nothing is written; what such a run was killed over removing is removed.
@@ -151,27 +149,29 @@ def finished(data: Path, out: Path, settings: Settings, overwrite: bool) -> Prep
         else was begun there.
     """
     folder = parts.folder_of(out)
-    if data.resolve().is_relative_to(out.resolve()) or out.resolve().is_relative_to(data.resolve()):
+    if is_within(data, out) or is_within(out, data):
         raise DataSetError(f"{out}: is not apart from {data}; choose another place")
     try:
         report = json.loads((out / REPORT).read_bytes())
     except (OSError, ValueError):
         report = {}
+    if not is_there(out, INFO):  # what was killed while it was copied to a bucket
+        report = {}
     # With `overwrite` an end counts only where it is this very run's, killed before it had tidied up.
     if report.get("settings") == _plain(settings) and (not overwrite or folder.exists()):
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
         return _report(out, report, 0)
-    if out.exists() and not overwrite:
+    if is_there(out, INFO) and not overwrite:
         raise DataSetError(f"{out}: exists already; choose another place, or --overwrite to replace it")
-    if out.exists() and not (out / INFO).is_file():
+    if is_there(out, INFO) and not (out / INFO).is_file():
         raise DataSetError(f"{out}: is no data set, so --overwrite does not replace it; choose another place")
     parts.check(folder, _plain(settings), overwrite)
     return None
 
 
 def prepare(
-    data: Path,
-    out: Path,
+    data: AnyPath,
+    out: AnyPath,
     settings: Settings,
     ask: Ask,
     *,
@@ -197,7 +197,7 @@ def prepare(
     Raises:
       DataSetError: `data` is damaged, `out` cannot be written, or too many examples are no good.
     """
-    folder = parts.folder_of(out)
+    folder, poll = parts.folder_of(out), POLL_BUCKET_S if is_remote(out) else POLL_S
     sizes = chosen(data, settings.splits, settings.limit)
     if process == 0:
         parts.begin(folder, _plain(settings))
@@ -212,14 +212,14 @@ def prepare(
         asked = _ask_all(mine, examples, ask, parts.read(folder), part.add, check, progress)
         parts.end(folder, process, count)
         while process == 0 and not parts.all_ended(folder, count):
-            time.sleep(POLL_S)
+            time.sleep(poll)
         if process == 0:
             done = parts.read(folder).values()
             check(list(skipped_of(done)))
             assemble(out, folder, _plain(settings), sizes, examples, done, partial(progress, "write"))
     # The others leave with process 0, whose end JAX would take for a failure of theirs otherwise.
     while process != 0 and folder.exists():
-        time.sleep(POLL_S)
+        time.sleep(poll)
     return _report(out, json.loads((out / REPORT).read_bytes()), asked)
 
 
@@ -281,7 +281,7 @@ def _ahead(read: Callable, items: Sequence) -> Iterator:
             yield ready
 
 
-def _check_share(skipped: Sequence[Skipped], total: int, share: float, log: Path) -> None:
+def _check_share(skipped: Sequence[Skipped], total: int, share: float, log: AnyPath) -> None:
     if len(skipped) > share * total:
         named = "; ".join(f"{row.id} ({row.reason})" for row in skipped[:NAMED])
         write_log(log, skipped)
@@ -291,7 +291,7 @@ def _check_share(skipped: Sequence[Skipped], total: int, share: float, log: Path
         )
 
 
-def _report(out: Path, report: Mapping, asked: int) -> Prepared:
+def _report(out: AnyPath, report: Mapping, asked: int) -> Prepared:
     log = out / LOG if report["skipped"] else None
     return Prepared(out, report["splits"], report["skipped"], log, report["empty"], asked)
 

@@ -2,6 +2,8 @@
 
 A data set is a folder that tensorflow-datasets wrote (`mgie data build`): ArrayRecord files whose records hold
 `FIELDS`, pictures as the encoded JPEG or PNG bytes they came as. Reading needs no TensorFlow.
+
+In a bucket, records are read where they are, a request each: it is `config.workers` that hides how long those take.
 """
 
 from __future__ import annotations
@@ -10,11 +12,14 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from importlib.metadata import version
 from typing import Any, SupportsIndex
+
+from mgie_jax.paths import REMEDY, AnyPath, files, is_remote, to_path
 
 FIELDS = ("id", "source", "target", "instruction", "expressive")
 INFO = "dataset_info.json"
+READS_BUCKETS = (0, 8, 3)  # the first array_record that can
 INCOMPLETE = "incomplete."  # what tensorflow-datasets calls the folder of a build that has not ended
 
 
@@ -93,20 +98,23 @@ def load(path: str | os.PathLike, split: str | None = None) -> Examples:
     """
     import tensorflow_datasets as tfds
 
-    folder, builder = _open(Path(path))
+    folder, builder = _open(to_path(path))
     sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
-    files = {name: [Path(file) for file in info.filepaths] for name, info in builder.info.splits.items()}
+    names = {name: [file.name for file in info.filepaths] for name, info in builder.info.splits.items()}
     bytes_of = {name: info.num_bytes for name, info in builder.info.splits.items()}
     if split is None:
         split = "train" if "train" in sizes or len(sizes) != 1 else next(iter(sizes))
     if split not in sizes:
         raise DataSetError(f"{folder}: has no split {split!r}; it has {', '.join(sizes)}")
-    if missing := next((file for file in files[split] if not file.is_file()), None):
-        raise DataSetError(f"{missing}: this part of the data set is missing; copy it again or build it again")
-    if (found := sum(file.stat().st_size for file in files[split])) != bytes_of[split]:
+    there = files(folder)
+    if missing := next((name for name in names[split] if name not in there), None):
+        raise DataSetError(f"{folder / missing}: this part of the data set is missing; copy it again or build it again")
+    if (found := sum(there[name].size for name in names[split])) != bytes_of[split]:
         raise DataSetError(
             f"{folder}: split {split!r} has {found} bytes where {bytes_of[split]} were written; copy or build it again"
         )
+    if is_remote(folder) and tuple(map(int, version("array_record").split(".")[:3])) < READS_BUCKETS:
+        raise DataSetError(f"{folder}: the array_record installed cannot read gs://: {REMEDY}")
     skip = tfds.decode.SkipDecoding()
     try:
         records = builder.as_data_source(split, decoders={"source": skip, "target": skip})
@@ -132,12 +140,12 @@ class Contents:
 
 def contents(path: str | os.PathLike) -> Contents:
     """Read a data set's description alone. Raises DataSetError as `load` does, but for the records' files."""
-    folder, builder = _open(Path(path))
+    folder, builder = _open(to_path(path))
     sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
     return Contents(builder.info.name, sizes, hashlib.sha256((folder / INFO).read_bytes()).hexdigest())
 
 
-def _open(path: Path) -> tuple[Path, Any]:
+def _open(path: AnyPath) -> tuple[AnyPath, Any]:
     """A data set's own folder and its builder, whose records are of the one schema."""
     import tensorflow_datasets as tfds
 
@@ -153,7 +161,7 @@ def _open(path: Path) -> tuple[Path, Any]:
     return folder, builder
 
 
-def _folder_of(path: Path) -> Path:
+def _folder_of(path: AnyPath) -> AnyPath:
     """The folder that holds `INFO`: `path` itself, or the only one up to two levels below (name/version)."""
     if not path.is_dir():
         raise DataSetError(f"{path}: there is no such folder")

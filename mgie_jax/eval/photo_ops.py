@@ -21,6 +21,7 @@ from mgie_jax.data.repairs import REPAIRS
 from mgie_jax.editor import Editor, EditResult
 from mgie_jax.eval.metrics import l1, psnr, unit
 from mgie_jax.models.mgie import MGIE
+from mgie_jax.sharding import on_mesh_of
 
 BATCH = 8
 
@@ -102,7 +103,8 @@ def reconstruct(editor: Editor, photos: Sequence[UInt8[np.ndarray, "h w 3"]]) ->
 
     restored = []
     for photo in photos:
-        pixels = there_and_back(editor.params["vae"], jnp.asarray(unit(photo) * 2 - 1)[None])[0]
+        with on_mesh_of(editor.params["vae"]):
+            pixels = there_and_back(editor.params["vae"], jnp.asarray(unit(photo) * 2 - 1)[None])[0]
         restored.append(np.asarray(jnp.round(jnp.clip(pixels * 127.5 + 127.5, 0, 255))).astype(np.uint8))
     return restored
 

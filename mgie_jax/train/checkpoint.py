@@ -1,16 +1,16 @@
 """Training checkpoints: all that a run needs to go on, written in the background; never frozen weights.
 
 `WORKDIR/checkpoints/STEP/default/` holds the training state (orbax, OCDBT), `run.json` (the config, and where in the
-data the run is) and SHA256SUMS over both. Orbax writes the folder under another name and renames it once it is whole,
-so that a killed save leaves nothing that looks like a checkpoint. The checksums are for what happens afterwards: orbax
-restores wrong numbers from some files with flipped bytes, without a word. They are made by the thread that writes.
+data the run is) and SHA256SUMS over both. Orbax writes the folder under another name and renames it once it is whole;
+in a bucket, under its own name, and puts `commit_success.txt` into it at the end, without which we too take it for
+nothing. So a killed save leaves nothing that looks like a checkpoint, and the next run clears it away. The checksums
+are for what happens afterwards: orbax restores wrong numbers from some files with flipped bytes, without a word. They
+are made by the thread that writes.
 """
 
 import dataclasses
 import json
-import shutil
 import sys
-from pathlib import Path
 
 import jax
 import ml_collections
@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers, type_handlers
 
+from mgie_jax.paths import AnyPath, absolute, files, is_remote, make_folder, move, remove, to_path
 from mgie_jax.train.state import TrainState
 from mgie_jax.weights.atomic import SUMS, read_sums, sha256, write_sums, write_text
 
@@ -38,14 +39,14 @@ class Checkpoints:
     Used as a context manager, it waits at its end for the save in progress.
     """
 
-    def __init__(self, workdir: Path, config: ml_collections.ConfigDict):
+    def __init__(self, workdir: AnyPath, config: ml_collections.ConfigDict):
         """Reads `seed`, `batch_size`, `keep_checkpoints` and `keep_every` of the config, and records it all.
 
         Raises:
             ValueError: there are checkpoints, all of them damaged.
         """
         self._config = config
-        self._folder = Path(workdir).absolute() / "checkpoints"
+        self._folder = absolute(workdir) / "checkpoints"
         self.latest = _newest_whole(self._folder)
         keep = [checkpoint_managers.LatestN(config.keep_checkpoints)]
         if config.keep_every:
@@ -117,13 +118,14 @@ class Checkpoints:
         return self._manager.restore(self.latest, args=args)
 
 
-def steps(workdir: Path) -> list[int]:
+def steps(workdir: AnyPath) -> list[int]:
     """Numbers of the checkpoints in a work folder, in order."""
-    folder = Path(workdir) / "checkpoints"
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal()) if folder.is_dir() else []
+    folder = to_path(workdir) / "checkpoints"
+    found = [path for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
+    return sorted(int(path.name) for path in found if not is_remote(path) or (path / _COMMITTED).exists())
 
 
-def read_config(workdir: Path, step: int | None = None) -> ml_collections.ConfigDict:
+def read_config(workdir: AnyPath, step: int | None = None) -> ml_collections.ConfigDict:
     """The config a checkpoint (default: the newest) was saved with.
 
     Raises:
@@ -132,7 +134,7 @@ def read_config(workdir: Path, step: int | None = None) -> ml_collections.Config
     return ml_collections.ConfigDict(json.loads((_whole(workdir, step) / RUN).read_text())["config"])
 
 
-def read_weights(workdir: Path, step: int | None = None, ema: bool = False) -> dict:
+def read_weights(workdir: AnyPath, step: int | None = None, ema: bool = False) -> dict:
     """The trained parameters in a checkpoint (default: the newest), or their averages, as nested dicts of NumPy arrays.
 
     Needs neither the optimizer nor the devices they were trained with.
@@ -151,7 +153,7 @@ def read_weights(workdir: Path, step: int | None = None, ema: bool = False) -> d
         return reader.restore(folder, args=args)[part]
 
 
-def fault(folder: Path) -> str | None:
+def fault(folder: AnyPath) -> str | None:
     """What is wrong with the files of a checkpoint, `folder` being its `default`; None if nothing is."""
     try:
         sums = read_sums(folder)
@@ -185,7 +187,7 @@ class _Handler(ocp.PyTreeCheckpointHandler):
 
     def finalize(self, directory):
         super().finalize(directory)
-        folder = Path(directory)
+        folder = to_path(directory)
         write_text(folder / RUN, json.dumps(self._run, indent=1))
         write_sums(folder, {name: sha256(folder / name) for name in _files(folder)})
 
@@ -209,13 +211,12 @@ def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _files(folder: Path) -> list[str]:
+def _files(folder: AnyPath) -> list[str]:
     """What a checkpoint's checksums are over."""
-    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return sorted(name for name in names if name not in (SUMS, _COMMITTED))
+    return [name for name in files(folder) if name not in (SUMS, _COMMITTED)]
 
 
-def _whole(workdir: Path, step: int | None) -> Path:
+def _whole(workdir: AnyPath, step: int | None) -> AnyPath:
     """The folder of a checkpoint whose files are as they were written."""
     there = steps(workdir)
     if step is None and there:
@@ -225,13 +226,13 @@ def _whole(workdir: Path, step: int | None) -> Path:
             f"{workdir}: no checkpoint{'' if step is None else f' of step {step}'}; "
             f"there are: {', '.join(map(str, there)) or 'none'}"
         )
-    folder = (Path(workdir) / "checkpoints" / str(step) / "default").absolute()
+    folder = absolute(workdir) / "checkpoints" / str(step) / "default"
     if why := fault(folder):
         raise ValueError(f"{folder.parent} is damaged ({why}); choose another step of {', '.join(map(str, there))}")
     return folder
 
 
-def _set_damaged_aside(folder: Path) -> int | None:
+def _set_damaged_aside(folder: AnyPath) -> int | None:
     """Step of the newest whole checkpoint; damaged newer ones are moved to the sibling folder `damaged`."""
     damaged, there = {}, steps(folder.parent)
     for step in reversed(there):
@@ -247,15 +248,16 @@ def _set_damaged_aside(folder: Path) -> int | None:
         )
     for step, why in damaged.items():
         aside = folder.parent / "damaged" / str(step)
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.parent.mkdir(exist_ok=True)
-        (folder / str(step)).rename(aside)
+        if not is_remote(aside):  # there, it is the first part of a move that was killed
+            remove(aside)
+        make_folder(aside.parent)
+        move(folder / str(step), aside)
         print(f"mgie: checkpoint {step} is damaged ({why}): moved to {aside}, going on from the one before",
               file=sys.stderr)  # fmt: skip
     return max(set(there) - set(damaged), default=None)
 
 
-def _newest_whole(folder: Path) -> int | None:
+def _newest_whole(folder: AnyPath) -> int | None:
     """`_set_damaged_aside` by process 0, which alone reads and moves; its answer is everyone's."""
     answer, error = -1, None
     if jax.process_index() == 0:

@@ -1,7 +1,6 @@
 """A checkpoint and the model directory its run began with, put together to a model directory."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import ml_collections
 import numpy as np
@@ -9,6 +8,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from mgie_jax.data.photos import load as load_photos
+from mgie_jax.paths import AnyPath
 from mgie_jax.train.start import init_dir
 from mgie_jax.train.vae import normalise_latents
 from mgie_jax.weights.files import TABLES, expected, part_tensors, write_model_dir
@@ -19,8 +19,8 @@ NORMALISE_ON = 64  # photos
 
 
 def export(
-    config: ml_collections.ConfigDict, workdir: Path, trained: Mapping, path: Path, *, init: Path | None = None,
-    dtype: str = "", overwrite: bool = False,
+    config: ml_collections.ConfigDict, workdir: AnyPath, trained: Mapping, path: AnyPath, *,
+    init: AnyPath | None = None, dtype: str = "", overwrite: bool = False,
 ) -> None:  # fmt: skip
     """Writes what a run trained, and what it left as it was, as a model directory.
 

@@ -26,6 +26,7 @@ from mgie_jax.edit import EditBatch, Special, edit
 from mgie_jax.models.mgie import MGIE, img_embeddings
 from mgie_jax.models.presets import MGIEConfig
 from mgie_jax.photo import CLIP_MEAN, CLIP_STD, clip_pixels
+from mgie_jax.sharding import on_mesh_of
 from mgie_jax.text.prompt import PromptTokenizer, pad_batch
 
 ROWS = 4
@@ -92,7 +93,8 @@ def make_grid(
         return jax.jit(edited, out_shardings=whole)
 
     def grid(step: int, params: PyTree) -> Image.Image:
-        drawn, answers = jax.device_get(compiled(_everywhere(params))(params, batch))
+        with on_mesh_of(params):
+            drawn, answers = jax.device_get(compiled(_everywhere(params))(params, batch))
         sheets = []
         for row in range(ROWS):
             shown = (_image(pictures[row].source), Image.fromarray(drawn[row]), _image(pictures[row].target))

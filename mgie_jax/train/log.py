@@ -1,11 +1,13 @@
 """What a run tells of itself: progress bar, `metrics.jsonl`, TensorBoard, Weights & Biases, and pictures.
 
-All show the same figures, each averaged over the steps since the line before. Only process 0 writes them.
+All show the same figures, each averaged over the steps since the line before. Only process 0 writes them. Of a work
+folder in a bucket see `train.mirror`.
 """
 
 import json
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +18,10 @@ from PIL import Image
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from mgie_jax.paths import AnyPath, is_remote, to_path
 from mgie_jax.photo import save_atomic
 from mgie_jax.train.flops import device_peak
+from mgie_jax.train.mirror import Mirror
 from mgie_jax.weights.atomic import write_text
 
 METRICS, SKIPPED = "metrics.jsonl", "skipped.jsonl"
@@ -40,7 +44,7 @@ class Log:
     out what goes before the first step runs: compilation.
 
     Args:
-        workdir: an existing folder.
+        workdir: an existing folder, or one in a bucket.
         start: steps done before.
         steps: steps of the whole run.
         batch_size: examples of a step, over all hosts.
@@ -52,17 +56,19 @@ class Log:
     """
 
     def __init__(
-        self, workdir: Path, start: int, steps: int, batch_size: int, *,
+        self, workdir: AnyPath, start: int, steps: int, batch_size: int, *,
         flops_per_example: float | None = None, wandb: str | None = None,
     ):  # fmt: skip
-        self._workdir, self._step, self._batch_size = Path(workdir), start, batch_size
+        self._workdir, self._step, self._batch_size = to_path(workdir), start, batch_size
         self._flops, self._peak = flops_per_example, device_peak()
         self._pending: list[dict] = []  # metrics of the interval's steps, on the device
         self._since: float | None = None  # when the interval began; None before the first step
         self._timed, self._waited, self._told = 0, 0.0, 0
 
         process = jax.process_index()
-        path = self._workdir / (f"skipped-{process}.jsonl" if process else SKIPPED)
+        skipped = f"skipped-{process}.jsonl" if process else SKIPPED
+        self._mirror = Mirror(workdir, [skipped] if process else [skipped, METRICS])
+        path = self.folder / skipped
         self._skipped = {row.get("id") for row in keep_until(path, start)}
         self._skipped_lines = open(path, "a")
         self._bar = tqdm(
@@ -71,9 +77,14 @@ class Log:
         self._lines = self._board = self._wandb = None
         if process == 0:
             self._wandb = _wandb_run(wandb, self._workdir) if wandb else None
-            keep_until(self._workdir / METRICS, start)
-            self._lines = open(self._workdir / METRICS, "a")
-            self._board = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=start + 1)
+            keep_until(self.folder / METRICS, start)
+            self._lines = open(self.folder / METRICS, "a")
+            self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=start + 1)
+
+    @property
+    def folder(self) -> Path:
+        """A local folder; what is in it at the end is in the work folder, too."""
+        return self._mirror.folder
 
     def __enter__(self):
         return self
@@ -82,6 +93,7 @@ class Log:
         for closing in (self._bar, self._board, self._lines, self._skipped_lines):
             if closing is not None:
                 closing.close()
+        self._mirror.close()
         if self._wandb is not None:
             self._wandb.finish(exit_code=int(kind is not None))
 
@@ -130,7 +142,14 @@ class Log:
                 self._board.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.log(figures, step=step)
+        self._mirror.copy()
         return figures
+
+    def save(self) -> None:
+        """To be called before a checkpoint is saved: begins to bring what was logged to where the checkpoint goes."""
+        if self._board is not None:
+            self._board.flush()
+        self._mirror.copy(now=True)
 
     def picture(self, name: str, step: int, image: Image.Image) -> None:
         """Writes `workdir/NAME-STEP.png` (six digits), and shows it in TensorBoard and W&B."""
@@ -159,7 +178,7 @@ class Log:
         return rates
 
 
-def read_lines(path: Path) -> list[dict]:
+def read_lines(path: AnyPath) -> list[dict]:
     """The objects of a JSON-lines file. Lines torn by a kill while they were written are left out."""
     rows = []
     for line in path.read_bytes().splitlines():
@@ -172,7 +191,7 @@ def read_lines(path: Path) -> list[dict]:
     return rows
 
 
-def keep_until(path: Path, step: int) -> list[dict]:
+def keep_until(path: AnyPath, step: int) -> list[dict]:
     """Drops from a JSON-lines file, if it exists, the lines of steps after `step`; returns those that stay."""
     if not path.exists():
         return []
@@ -204,7 +223,7 @@ def _memory() -> dict[str, float]:
     return peaks | ({"device_peak_gib": max(used) / 2**30} if used else {})
 
 
-def _wandb_run(project: str, workdir: Path):
+def _wandb_run(project: str, workdir: AnyPath):
     """A run of Weights & Biases that later starts in the same folder go on with."""
     try:
         import wandb
@@ -213,9 +232,9 @@ def _wandb_run(project: str, workdir: Path):
             f"config.wandb names the project {project!r} and the package is not installed: pip install wandb, "
             "or leave config.wandb empty"
         ) from error
-    kept = workdir / "wandb-run"
+    kept, folder = workdir / "wandb-run", tempfile.gettempdir() if is_remote(workdir) else str(workdir)
     run = wandb.init(
-        project=project, dir=str(workdir), name=workdir.name, resume="allow",
+        project=project, dir=folder, name=workdir.name, resume="allow",
         id=kept.read_text().strip() if kept.exists() else None,
     )  # fmt: skip
     write_text(kept, f"{run.id}\n")

@@ -19,22 +19,22 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 from PIL import Image
 
 from mgie_jax.data.pipeline import BatchFn, local_rows, stream, to_device
 from mgie_jax.data.skips import Skips
+from mgie_jax.paths import AnyPath, make_folder, to_path
 from mgie_jax.sharding import param_shardings, state_shardings
 from mgie_jax.train.checkpoint import Checkpoints
 from mgie_jax.train.interrupts import Interrupts
 from mgie_jax.train.log import Log
-from mgie_jax.train.state import TrainState, init_state, make_optimizer, merge_params, schedules
+from mgie_jax.train.state import TrainState, init_state, make_optimizer, merge_params, schedules, updates_applied
 from mgie_jax.train.step import Loss, make_step
 from mgie_jax.weights.atomic import write_text
 
@@ -46,7 +46,8 @@ class Task:
     """What one kind of training needs.
 
     Attributes:
-        params: trainable parameters, {top-level name: tree}.
+        params: trainable parameters, {top-level name: tree}. Training takes their memory: where they are JAX's arrays,
+            they are gone once it has begun.
         frozen: parameters the loss reads and nothing writes.
         loss: see `train.step.Loss`.
         batch: (number of an update, rows) -> those rows of its batch; see `data.pipeline.BatchFn`.
@@ -66,7 +67,7 @@ class NonFinite(FloatingPointError):
     """A loss or its gradient is not finite; the message names the file with the batch's ids."""
 
 
-def fit(task: Task, config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh | None = None) -> TrainState:
+def fit(task: Task, config: ml_collections.ConfigDict, workdir: AnyPath, mesh: Mesh | None = None) -> TrainState:
     """Trains to `config.steps`, resuming from the newest checkpoint under `workdir`, and returns the last state.
 
     Writes checkpoints, the log (`train.log`), pictures and, if asked for, a profile there.
@@ -80,13 +81,12 @@ def fit(task: Task, config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh
         NonFinite: a loss is not finite and `config.on_nonfinite` is "stop". Nothing after it has been saved.
         ValueError: the newest checkpoint is of another run, none is whole, or the data has too many unusable examples.
     """
-    workdir = Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir = to_path(workdir)
+    make_folder(workdir)
     optimizer, rates = make_optimizer(config), schedules(config)
 
     def init(params: PyTree) -> TrainState:
-        # Copies, because the state is donated and the task's own arrays must outlive it.
-        return init_state(jax.tree.map(jnp.copy, params), optimizer, config.ema_decay > 0)
+        return init_state(params, optimizer, config.ema_decay > 0)
 
     like = jax.eval_shape(init, task.params)
     shardings = None if mesh is None else state_shardings(like, mesh)
@@ -96,9 +96,11 @@ def fit(task: Task, config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh
 
     with Interrupts() as interrupts, Checkpoints(workdir, config) as checkpoints:
         if checkpoints.latest is None:
-            state = jax.jit(init, out_shardings=shardings)(task.params)
+            state = jax.jit(init, donate_argnums=0, out_shardings=shardings)(_owned(task.params))
         else:
+            _let_go(task.params)
             state = checkpoints.restore(like, shardings)
+        _let_go(task.params)
         start = checkpoints.latest or 0
         read = stream(task.batch, start, config.steps, local_rows(config.batch_size, mesh), config.workers,
                       config.prefetch)  # fmt: skip
@@ -106,7 +108,7 @@ def fit(task: Task, config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh
             Log(workdir, start, config.steps, config.batch_size, flops_per_example=task.flops_per_example,
                 wandb=config.wandb) as log,
             closing(to_device(read, mesh)) as batches,
-            _Trace(workdir / "profile", config.profile) as trace,
+            _Trace(log.folder / "profile", config.profile) as trace,
         ):  # fmt: skip
             skips, finite = Skips(config.max_skipped), _FiniteCheck(workdir, config.on_nonfinite)
             for number in range(start, config.steps):
@@ -120,7 +122,9 @@ def fit(task: Task, config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh
                 skips.add(batch)
                 finite.add(done, metrics, batch.ids)
                 if last or done % config.log_every == 0:
-                    log.write(done, {name: float(rate(number)) for name, rate in rates.items()})
+                    # Of the last update that was made: one that is not finite leaves the schedules where they are.
+                    made = max(0, int(updates_applied(state.opt_state)) - 1)
+                    log.write(done, {name: float(rate(made)) for name, rate in rates.items()})
                 if task.grid is not None and config.grid_every and done % config.grid_every == 0:
                     params = merge_params(state.params if state.ema is None else state.ema, frozen)
                     if (image := task.grid(done, params)) is not None:
@@ -128,16 +132,29 @@ def fit(task: Task, config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh
                 stop = interrupts.reached(done)
                 if last or stop or done % config.checkpoint_every == 0:
                     finite.check_all()
+                    log.save()
                     checkpoints.save(done, state)
                 if stop:
                     raise interrupts.error()
     return state
 
 
+def _owned(params: PyTree) -> PyTree:
+    """The parameters as arrays that may be given away: JAX's own as they are, copies of others."""
+    return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else np.array(x), params)
+
+
+def _let_go(params: PyTree) -> None:
+    """Frees the devices' memory of what JAX holds of them, whoever still has a reference."""
+    for leaf in jax.tree.leaves(params):
+        if isinstance(leaf, jax.Array) and not leaf.is_deleted():
+            leaf.delete()
+
+
 class _FiniteCheck:
     """Reads every update's `finite`, `AHEAD` updates later: by then it is known, or the host is far enough ahead."""
 
-    def __init__(self, workdir: Path, on_nonfinite: str):
+    def __init__(self, workdir: AnyPath, on_nonfinite: str):
         self._workdir, self._stop = workdir, on_nonfinite == "stop"
         self._pending: deque[tuple[int, dict, tuple[str, ...]]] = deque()
 
@@ -169,7 +186,7 @@ class _FiniteCheck:
 class _Trace:
     """A profile for xprof or TensorBoard, of the updates `first` .. `end` - 1 of this process."""
 
-    def __init__(self, folder: Path, window: Sequence[int]):
+    def __init__(self, folder: AnyPath, window: Sequence[int]):
         self._folder, self._on = str(folder), False
         self._first, self._end = window or (None, None)
 

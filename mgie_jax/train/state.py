@@ -9,7 +9,7 @@ import ml_collections
 import optax
 from flax import struct
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 
 @struct.dataclass
@@ -76,6 +76,11 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
 
     sides = {name: optax.adamw(rate, b2=config.b2, weight_decay=config.weight_decay) for name, rate in rates.items()}
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.multi_transform(sides, labels))
+
+
+def updates_applied(opt_state: PyTree) -> Array:
+    """How many updates `make_optimizer`'s schedules have seen, given its state: those that were finite."""
+    return optax.tree.get_all_with_path(opt_state, "count")[0][1]
 
 
 def init_state(params: dict, optimizer: optax.GradientTransformation, ema: bool) -> TrainState:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from mgie_jax.distributed import to_host
 from mgie_jax.models.mgie import MGIE, img_embeddings, img_states
+from mgie_jax.sharding import on_mesh_of
 from mgie_jax.train.loss import TextBatch
 
 
@@ -29,7 +30,8 @@ def edit_head_inputs(
         states = img_states(hidden, (text.ids == img0_id).argmax(-1), text.mask.sum(-1))
         return states + img_embeddings(mllm, img0_id)
 
-    return np.concatenate([to_host(inputs(params["mllm"], text)) for text in batches])
+    with on_mesh_of(params["mllm"]):
+        return np.concatenate([to_host(inputs(params["mllm"], text)) for text in batches])
 
 
 def whiten_llm2hid(

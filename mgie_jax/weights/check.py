@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mgie_jax.models.presets import MGIEConfig
+from mgie_jax.paths import AnyPath, files, to_path
 from mgie_jax.weights.atomic import SUMS, read_sums, sha256
 from mgie_jax.weights.files import TABLES, expected, load_tokenizer, part_tensors
 from mgie_jax.weights.model_config import load_config
@@ -118,7 +117,7 @@ class Report:
         return "\n".join(lines)
 
 
-def check(path: str | Path, progress: Callable[[int], None] | None = None) -> Report:
+def check(path: str | AnyPath, progress: Callable[[int], None] | None = None) -> Report:
     """Reads a model directory through, file by file and tensor by tensor, with one block in memory.
 
     Args:
@@ -132,7 +131,7 @@ def check(path: str | Path, progress: Callable[[int], None] | None = None) -> Re
     Raises:
       ModelDirError: `path` is no folder.
     """
-    path = Path(path)
+    path = to_path(path)
     if not path.is_dir():
         raise ModelDirError(f"{path} is not a folder; give the folder of a model directory")
     problems: list[str] = []
@@ -167,7 +166,7 @@ def check(path: str | Path, progress: Callable[[int], None] | None = None) -> Re
     )
 
 
-def _part(path: Path, name: str, template: Mapping | None, progress: Callable[[int], None] | None) -> PartReport:
+def _part(path: AnyPath, name: str, template: Mapping | None, progress: Callable[[int], None] | None) -> PartReport:
     try:
         tensors = part_tensors(path, name)
     except ModelDirError as error:
@@ -207,7 +206,7 @@ def _part(path: Path, name: str, template: Mapping | None, progress: Callable[[i
     )
 
 
-def _advice(folder: Path, error: KeyMismatch) -> list[str]:
+def _advice(folder: AnyPath, error: KeyMismatch) -> list[str]:
     """A line for each key of a mismatch, with what to do about it."""
     config = f"{folder.name}/config.json"
     return [
@@ -222,14 +221,14 @@ def _advice(folder: Path, error: KeyMismatch) -> list[str]:
     ]  # fmt: skip
 
 
-def _vocabulary(path: Path, config: MGIEConfig) -> tuple[int, dict[str, int]]:
+def _vocabulary(path: AnyPath, config: MGIEConfig) -> tuple[int, dict[str, int]]:
     tokenizer = load_tokenizer(path, config)
     special = {token.content: i for i, token in tokenizer.tokenizer.added_tokens_decoder.items()}
     return tokenizer.vocab_size, dict(sorted(special.items(), key=lambda item: item[1]))
 
 
 def _files(
-    path: Path, progress: Callable[[int], None] | None
+    path: AnyPath, progress: Callable[[int], None] | None
 ) -> tuple[tuple[FileReport, ...], list[str], bool]:
     """Every file with its checksum, what is wrong with them, and whether checksums were recorded."""
     faults: list[str] = []
@@ -238,17 +237,13 @@ def _files(
     except ModelDirError as error:
         recorded, faults = {}, [str(error)]
     reports = []
-    names = sorted(
-        os.path.relpath(os.path.join(folder, name), path) for folder, _, files in os.walk(path) for name in files
-    )
-    for name in map(lambda name: Path(name).as_posix(), names):
+    for name, entry in files(path).items():
         if name == SUMS:
             continue
-        size = (path / name).stat().st_size
         try:
             digest = sha256(path / name)
         except OSError as error:
-            faults.append(f"{path / name} cannot be read: {error.strerror}")
+            faults.append(f"{path / name} cannot be read: {error.strerror or error}")
             continue
         state = UNRECORDED
         if recorded is not None and name in recorded:
@@ -260,9 +255,9 @@ def _files(
                 f"{path / name} differs from {SUMS}: damaged, or changed since; fetch it again, or if you changed it, "
                 f"write its line anew with sha256sum"
             )
-        reports.append(FileReport(name, size, digest, state))
+        reports.append(FileReport(name, entry.size, digest, state))
         if progress:
-            progress(size)
+            progress(entry.size)
     for name in recorded or {}:
         if not (path / name).is_file():
             faults.append(f"{path / name} is in {SUMS} and missing; copy or download it again")

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mgie_jax.weights.atomic import new_folder, write_text
+from mgie_jax.paths import AnyPath
+from mgie_jax.weights.atomic import copy_file, new_folder, write_text
 from mgie_jax.weights.files import TOKENIZER_FILES
 from mgie_jax.weights.tensor import ModelDirError, Slices, Tensor, cast, is_floating, read_json
 from mgie_jax.weights.tensors import write_tensors
@@ -60,9 +59,9 @@ def apply_delta(base: Mapping[str, Tensor], delta: Mapping[str, Tensor], where: 
 
 
 def write(
-    path: str | Path,
+    path: str | AnyPath,
     tensors: Mapping[str, Tensor],
-    companions: Path,
+    companions: AnyPath,
     dtype: Any = None,
     overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
@@ -81,11 +80,11 @@ def write(
     fields = read_json(companions / "config.json")
     if dtype is not None:
         fields = {key: value for key, value in fields.items() if key != "dtype"} | {"torch_dtype": np.dtype(dtype).name}
-    with new_folder(path, overwrite) as new:
+    with new_folder(path, "config.json", overwrite) as new:
         write_tensors(new, "model", tensors.items(), dtype, progress=progress)
         for name in _COMPANIONS:
             if (companions / name).is_file():
-                shutil.copyfile(companions / name, new / name)
+                copy_file(companions / name, new / name)
         # Last, because it is what makes a folder a model.
         write_text(new / "config.json", json.dumps(fields, indent=2) + "\n")
 

@@ -14,12 +14,12 @@ Weights may be sharded (`*.safetensors.index.json`). A directory appears under i
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
-from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jax
@@ -28,9 +28,10 @@ import numpy as np
 
 from mgie_jax.models.mgie import MGIE, NUM_IMG_TOKENS
 from mgie_jax.models.presets import MGIEConfig
+from mgie_jax.paths import AnyPath, absolute, is_remote, make_folder, to_path
 from mgie_jax.text.prompt import IM_PATCH, PromptTokenizer
 from mgie_jax.weights import tables
-from mgie_jax.weights.atomic import new_folder, sha256, write_sums, write_text
+from mgie_jax.weights.atomic import copy_file, is_there, new_folder, write_sums, write_text
 from mgie_jax.weights.model_config import config_files, load_config
 from mgie_jax.weights.rules import KeyMismatch, LazyLeaf, Place, from_torch, iter_torch, match
 from mgie_jax.weights.tensor import ModelDirError, Tensor, last_rows
@@ -45,6 +46,7 @@ TABLES = {
 }
 
 
+INDEX = "model_index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
 _EMBEDDING = "model.embed_tokens.weight"
 
@@ -88,13 +90,13 @@ def expected(config: MGIEConfig) -> dict[str, dict]:
     return _templates(config, np.dtype(np.float32))
 
 
-def part_tensors(path: str | Path, part: str) -> dict[str, Tensor]:
+def part_tensors(path: str | AnyPath, part: str) -> dict[str, Tensor]:
     """The tensors of one folder of a model directory, none read yet; the edit head's with `emb`.
 
     Raises:
       ModelDirError: folder or file missing, cut short or damaged.
     """
-    folder = Path(path) / part
+    folder = to_path(path) / part
     if not folder.is_dir():
         raise ModelDirError(f"{folder} is missing; a model directory must have the folder {part}/")
     tensors = read_tensors(folder, _stem(part))
@@ -104,7 +106,7 @@ def part_tensors(path: str | Path, part: str) -> dict[str, Tensor]:
 
 
 def load_part(
-    path: str | Path, part: str, template: Mapping, place: Place = lambda path, leaf: np.asarray(leaf)
+    path: str | AnyPath, part: str, template: Mapping, place: Place = lambda path, leaf: np.asarray(leaf)
 ) -> dict:
     """The parameters of one folder of a model directory, or of any folder of diffusers or transformers.
 
@@ -121,11 +123,11 @@ def load_part(
     try:
         return from_torch(template, part_tensors(path, part), part, TABLES[part], place)
     except KeyMismatch as error:
-        raise ModelDirError(f"{Path(path) / part / _stem(part)}.safetensors: {error}") from error
+        raise ModelDirError(f"{to_path(path) / part / _stem(part)}.safetensors: {error}") from error
 
 
 def load_model_dir(
-    path: str | Path, dtype: Any = jnp.float32, place: Place = lambda path, leaf: jnp.asarray(np.asarray(leaf))
+    path: str | AnyPath, dtype: Any = jnp.float32, place: Place = lambda path, leaf: jnp.asarray(np.asarray(leaf))
 ) -> tuple[MGIEConfig, dict]:
     """A model directory's configuration and parameters.
 
@@ -142,7 +144,7 @@ def load_model_dir(
     Raises:
       ModelDirError: anything is missing, damaged, or of other shapes than the configuration says.
     """
-    path = Path(path)
+    path = to_path(path)
     config = load_config(path)
     loaded = {}
     for part, template in _templates(config, np.dtype(dtype)).items():
@@ -157,7 +159,7 @@ def load_model_dir(
     return config, {"mllm": mllm, **{part: loaded[part] for part in ("edit_head", "unet", "vae")}, "emb": emb}
 
 
-def load_mllm(path: str | Path, config: MGIEConfig, dtype: Any, place: Place) -> dict:
+def load_mllm(path: str | AnyPath, config: MGIEConfig, dtype: Any, place: Place) -> dict:
     """The MLLM alone of a model directory, its vision tower with it: `load_model_dir`'s "mllm".
 
     Args:
@@ -176,21 +178,33 @@ def load_mllm(path: str | Path, config: MGIEConfig, dtype: Any, place: Place) ->
     }
 
 
-def load_tokenizer(path: str | Path, config: MGIEConfig) -> PromptTokenizer:
+def open_tokenizer(folder: AnyPath) -> Any:
+    """The tokenizer of transformers in a folder; from a bucket its few small files are copied for that.
+
+    Raises whatever the tokenizers library does where they are damaged.
+    """
+    from transformers import PreTrainedTokenizerFast  # seconds to import, and only text needs it
+
+    if not is_remote(folder):
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    with TemporaryDirectory() as here:
+        for name in TOKENIZER_FILES:
+            if (folder / name).is_file():
+                copy_file(folder / name, to_path(here) / name)
+        return PreTrainedTokenizerFast.from_pretrained(here)
+
+
+def load_tokenizer(path: str | AnyPath, config: MGIEConfig) -> PromptTokenizer:
     """The prompt's tokenizer of a model directory.
 
     Raises:
       ModelDirError: it is missing or damaged, or does not fit the model's vocabulary.
     """
-    from transformers import PreTrainedTokenizerFast  # seconds to import, and only text needs it
-
-    folder = Path(path) / "tokenizer"
+    folder = to_path(path) / "tokenizer"
     if not (folder / "tokenizer.json").is_file():
         raise ModelDirError(f"{folder / 'tokenizer.json'} is missing; a model directory must hold it")
     try:
-        tokenizer = PromptTokenizer(
-            PreTrainedTokenizerFast.from_pretrained(folder), config.mllm.vision.num_patches, config.prompt
-        )
+        tokenizer = PromptTokenizer(open_tokenizer(folder), config.mllm.vision.num_patches, config.prompt)
     except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
         raise ModelDirError(f"{folder} holds no usable tokenizer: {error}") from error
     found = (tokenizer.im_patch_id, tokenizer.vocab_size)
@@ -203,10 +217,10 @@ def load_tokenizer(path: str | Path, config: MGIEConfig) -> PromptTokenizer:
 
 
 def write_model_dir(
-    path: str | Path,
+    path: str | AnyPath,
     config: MGIEConfig,
     parts: Mapping[str, Iterable[tuple[str, Any]]],
-    tokenizer_dir: str | Path,
+    tokenizer_dir: str | AnyPath,
     dtype: Any = None,
     overwrite: bool = False,
     shard_bytes: int = SHARD_BYTES,
@@ -214,10 +228,9 @@ def write_model_dir(
 ) -> None:
     """Writes a model directory from PyTorch tensors, one at a time; diffusers, transformers and we read it.
 
-    Every key and shape is checked before anything is written. All is written into a hidden folder beside `path`,
-    which takes its name when whole: whatever interrupts this, `path` holds the old model, the new one, or (for an
-    instant, while one replaces the other) nothing. With it goes SHA256SUMS, which `weights.check` and
-    `sha256sum -c` compare the files with.
+    Every key and shape is checked before anything is written. The directory is there once it is whole, locally and in
+    a bucket (`atomic.new_folder`): whatever interrupts this, `path` holds the old model, the new one, or none. With it
+    goes SHA256SUMS, which `weights.check` and `sha256sum -c` compare the files with.
 
     Args:
       path: the directory to make; its parent is made where missing.
@@ -234,8 +247,8 @@ def write_model_dir(
     Raises:
       ModelDirError: `path` exists and `overwrite` is False, there is no tokenizer, or the tensors do not fit.
     """
-    path, tokenizer_dir = Path(path).absolute(), Path(tokenizer_dir)
-    if path.exists() and not overwrite:
+    path, tokenizer_dir = absolute(path), to_path(tokenizer_dir)
+    if is_there(path, INDEX) and not overwrite:
         raise ModelDirError(f"{path} exists already; choose another name or ask to overwrite it")
     if not (tokenizer_dir / "tokenizer.json").is_file():
         raise ModelDirError(f"{tokenizer_dir} holds no tokenizer.json; save the tokenizer there first")
@@ -252,21 +265,24 @@ def write_model_dir(
         tensors[part] = {key: found[part][name] for key, name in source.items()}
         kept = Counter(np.dtype(tensor.dtype).name for tensor in tensors[part].values())
         dtypes[part] = kept.most_common(1)[0][0] if dtype is None else np.dtype(dtype).name
-    with new_folder(path, overwrite) as new:
+    fields = config_files(config, dtypes).items()
+    texts = {name: json.dumps(value, indent=2, sort_keys=True) + "\n" for name, value in fields}
+    with new_folder(path, INDEX, overwrite) as new:
         sums = {}
         for part, named in tensors.items():
-            (new / part).mkdir()
+            make_folder(new / part)
             written = write_tensors(new / part, _stem(part), named.items(), dtype, shard_bytes, progress)
             sums |= {f"{part}/{name}": digest for name, digest in written.items()}
-        (new / "scheduler").mkdir()
-        (new / "tokenizer").mkdir()
+        make_folder(new / "scheduler")
+        make_folder(new / "tokenizer")
         for name in TOKENIZER_FILES:
             if (tokenizer_dir / name).is_file():
-                shutil.copyfile(tokenizer_dir / name, new / "tokenizer" / name)
-                sums[f"tokenizer/{name}"] = sha256(new / "tokenizer" / name)
-        for name, fields in config_files(config, dtypes).items():
-            sums[name] = write_text(new / name, json.dumps(fields, indent=2, sort_keys=True) + "\n")
-        write_sums(new, sums)
+                sums[f"tokenizer/{name}"] = copy_file(tokenizer_dir / name, new / "tokenizer" / name)
+        index = texts.pop(INDEX)
+        for name, text in texts.items():
+            sums[name] = write_text(new / name, text)
+        write_sums(new, sums | {INDEX: hashlib.sha256(index.encode()).hexdigest()})
+        write_text(new / INDEX, index)  # last, because it is what makes a folder a model directory
 
 
 def _unique(pairs: Iterable[tuple[str, Any]], part: str) -> dict[str, Any]:
@@ -279,10 +295,10 @@ def _unique(pairs: Iterable[tuple[str, Any]], part: str) -> dict[str, Any]:
 
 
 def save_model_dir(
-    path: str | Path,
+    path: str | AnyPath,
     config: MGIEConfig,
     params: Mapping,
-    tokenizer_dir: str | Path,
+    tokenizer_dir: str | AnyPath,
     dtype: Any = jnp.float32,
     overwrite: bool = False,
     shard_bytes: int = SHARD_BYTES,

@@ -1,4 +1,4 @@
-"""Sources by name: a local path, or a repository of the Hugging Face hub."""
+"""Sources by name: a path, or a repository of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from mgie_jax.paths import AnyPath, is_remote, to_path
 from mgie_jax.weights.tensor import ModelDirError
 
 _REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
-def fetch(source: str | Path, revision: str | None = None, patterns: Sequence[str] | None = None) -> Path:
-    """A local folder or file with what `source` names.
+def fetch(source: str | AnyPath, revision: str | None = None, patterns: Sequence[str] | None = None) -> AnyPath:
+    """A folder or file with what `source` names.
 
     Args:
       source: a path, which is given back as it is; else a repository id, "owner/name". What the hub's cache
@@ -24,11 +25,13 @@ def fetch(source: str | Path, revision: str | None = None, patterns: Sequence[st
     Raises:
       ModelDirError: neither a path nor a repository; no such revision; no access, network or cache.
     """
-    path = Path(source).expanduser()
+    path = to_path(source) if is_remote(source) else Path(source).expanduser()
     if str(source) and path.exists():
         if revision is not None:
-            raise ModelDirError(f"{source} is a local path, which has no revision {revision!r}; leave the revision out")
+            raise ModelDirError(f"{source} is a path, which has no revision {revision!r}; leave the revision out")
         return path
+    if is_remote(path):
+        raise ModelDirError(f"{source}: there is no such folder or file")
     if not _REPO.fullmatch(str(source)):
         raise ModelDirError(f"{str(source)!r} is missing; give a path, or a repository of the hub as owner/name")
     from huggingface_hub import snapshot_download

@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,6 +20,7 @@ from mgie_jax.diffusion.schedule import ScheduleConfig, scaled_linear_betas
 from mgie_jax.models.presets import SamplingConfig
 from mgie_jax.models.unet import UNet2DConditionModel, UNetConfig
 from mgie_jax.models.vae import AutoencoderKL, VAEConfig
+from mgie_jax.paths import AnyPath, make_folder
 from mgie_jax.weights import ldm_keys
 from mgie_jax.weights.atomic import new_folder, write_text
 from mgie_jax.weights.model_config import diffusion_files
@@ -92,7 +92,7 @@ def convert(
 
 
 def write(
-    path: str | Path,
+    path: str | AnyPath,
     model: LatentDiffusion,
     dtype: Any = None,
     overwrite: bool = False,
@@ -108,11 +108,11 @@ def write(
       ModelDirError: there is something at `path` and `overwrite` is False; a number is too large for `dtype`.
     """
     sampler = SamplingConfig().sampler
-    with new_folder(path, overwrite) as new:
+    with new_folder(path, "unet/config.json", overwrite) as new:
         for part, tensors in (("unet", model.unet), ("vae", model.vae)):
-            (new / part).mkdir()
+            make_folder(new / part)
             write_tensors(new / part, "diffusion_pytorch_model", tensors.items(), dtype, progress=progress)
-        (new / "scheduler").mkdir()
+        make_folder(new / "scheduler")
         for name, fields in diffusion_files(model.unet_config, model.vae_config, model.schedule, sampler).items():
             write_text(new / name, json.dumps(fields, indent=2, sort_keys=True) + "\n")
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mgie_jax.paths import AnyPath, local
 from mgie_jax.text.prompt import IM_END, IM_PATCH, IM_START, IMG_TOKENS
 from mgie_jax.weights.tensor import ModelDirError
 
@@ -16,7 +16,7 @@ _TOKENS = (IM_PATCH, IM_START, IM_END, *IMG_TOKENS)
 _SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
-def load_llava_tokenizer(folder: Path, rows: int) -> PreTrainedTokenizerFast:
+def load_llava_tokenizer(folder: AnyPath, rows: int) -> PreTrainedTokenizerFast:
     """The tokenizer of LLaVA's folder, with `<im_patch> <im_start> <im_end> [IMG0]..[IMG7]` after it where absent.
 
     Args:
@@ -37,6 +37,7 @@ def load_llava_tokenizer(folder: Path, rows: int) -> PreTrainedTokenizerFast:
         kind = LlamaTokenizer
     else:
         raise ModelDirError(f"{folder / 'tokenizer.model'} needs sentencepiece: pip install 'mgie_jax[torch]'")
+    folder = local(folder, "LLaVA's tokenizer is read from disk")
     try:
         tokenizer = kind.from_pretrained(folder)
     except Exception as error:  # the tokenizers library raises bare Exception for a damaged file

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from mgie_jax.diffusion.schedule import ScheduleConfig
 from mgie_jax.models.clip import CLIPVisionConfig
@@ -13,6 +12,7 @@ from mgie_jax.models.mllm import MLLMConfig
 from mgie_jax.models.presets import MGIEConfig, SamplingConfig
 from mgie_jax.models.unet import UNetConfig
 from mgie_jax.models.vae import VAEConfig
+from mgie_jax.paths import AnyPath, to_path
 from mgie_jax.text.prompt import IM_PATCH, PromptConfig
 from mgie_jax.weights.configs import FIXED, check_fixed, from_fields, to_fields
 from mgie_jax.weights.tensors import ModelDirError, read_json
@@ -78,7 +78,6 @@ def config_files(config: MGIEConfig, dtypes: Mapping[str, str]) -> dict[str, dic
         "edit_head/config.json": FIXED["edit_head"]
         | to_fields(config.edit_head)
         | {"architectures": ["EditHead"]},
-        # Last, because it is what makes a folder a model directory.
         "model_index.json": {
             "_diffusers_version": _DIFFUSERS_VERSION,
             "_class_name": "MGIEPipeline",
@@ -94,7 +93,7 @@ def config_files(config: MGIEConfig, dtypes: Mapping[str, str]) -> dict[str, dic
     }  # fmt: skip
 
 
-def _im_patch_id(path: Path) -> int:
+def _im_patch_id(path: AnyPath) -> int:
     """From the tokenizer, for an mllm/config.json that another program wrote."""
     file = path / "tokenizer" / "tokenizer.json"
     added = read_json(file).get("added_tokens", [])
@@ -105,7 +104,7 @@ def _im_patch_id(path: Path) -> int:
     return ids[0]
 
 
-def llama_fields(fields: dict, where: Path) -> dict:
+def llama_fields(fields: dict, where: AnyPath) -> dict:
     """`fields` as transformers 4 names them, from either version."""
     rope = fields.get("rope_parameters")  # transformers 5
     if rope:
@@ -122,13 +121,13 @@ def llama_fields(fields: dict, where: Path) -> dict:
     return fields | {"tie_word_embeddings": False}
 
 
-def load_config(path: str | Path) -> MGIEConfig:
+def load_config(path: str | AnyPath) -> MGIEConfig:
     """The sizes and settings of a model directory; no weights are read.
 
     Raises:
       ModelDirError: a file is missing, no JSON, lacks a size, or is of a network this project has not got.
     """
-    path = Path(path)
+    path = to_path(path)
     if not path.is_dir():
         raise ModelDirError(f"{path} is not a folder; give the folder of a model directory")
     if not (path / "model_index.json").is_file():

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from mgie_jax.models.mllm import MLLMConfig
 from mgie_jax.models.presets import MGIEConfig, SamplingConfig
 from mgie_jax.models.unet import UNetConfig
 from mgie_jax.models.vae import VAEConfig
+from mgie_jax.paths import AnyPath
 from mgie_jax.text.prompt import PromptConfig, PromptTokenizer
 from mgie_jax.weights.atomic import new_folder
 from mgie_jax.weights.configs import check_fixed, from_fields, to_fields
@@ -61,7 +61,9 @@ class Official:
     tokenizer: PreTrainedTokenizerFast
 
 
-def from_official(llava: Path | None, mgie: Path, clip: Path, diffusion: Path, nhead: int = NHEAD) -> Official:
+def from_official(
+    llava: AnyPath | None, mgie: AnyPath, clip: AnyPath, diffusion: AnyPath, nhead: int = NHEAD
+) -> Official:
     """The model that the released files make together. Nothing is read but configurations, shapes and tokens.
 
     Args:
@@ -113,7 +115,7 @@ def from_official(llava: Path | None, mgie: Path, clip: Path, diffusion: Path, n
     return Official(config, named, tokenizer)
 
 
-def to_official(model: Path) -> dict[str, dict[str, Tensor]]:
+def to_official(model: AnyPath) -> dict[str, dict[str, Tensor]]:
     """{"mllm.pt", "unet.pt"}: the tensors of each, as the released notebooks load them.
 
     Raises:
@@ -127,7 +129,7 @@ def to_official(model: Path) -> dict[str, dict[str, Tensor]]:
 
 
 def write_official(
-    path: str | Path,
+    path: str | AnyPath,
     files: Mapping[str, Mapping[str, Tensor]],
     dtype: Any = None,
     overwrite: bool = False,
@@ -143,7 +145,7 @@ def write_official(
       ModelDirError: torch is not installed; there is something at `path` and `overwrite` is False; a number is too
         large for `dtype`.
     """
-    with new_folder(path, overwrite) as new:
+    with new_folder(path, "mllm.pt", overwrite) as new:
         for name, tensors in files.items():
             save_pickled(new / name, {key: _read_as(tensor, dtype, progress) for key, tensor in tensors.items()})
 
@@ -161,7 +163,7 @@ def _read_as(tensor: Tensor, dtype: Any, progress: Callable[[int], None] | None)
     return replace(tensor, dtype=kept, read=read)
 
 
-def _matched(config: MGIEConfig, part: str, tensors: Mapping[str, Tensor], where: Path | str) -> dict[str, Tensor]:
+def _matched(config: MGIEConfig, part: str, tensors: Mapping[str, Tensor], where: AnyPath | str) -> dict[str, Tensor]:
     """The network's own tensors, under its own names; what files carry beside them is left out."""
     try:
         names = match(expected(config)[part], tensors, part, TABLES[part])
@@ -170,7 +172,7 @@ def _matched(config: MGIEConfig, part: str, tensors: Mapping[str, Tensor], where
         raise ModelDirError(f"{where}: {error}") from error
 
 
-def _trained(mgie: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Path]]:
+def _trained(mgie: AnyPath) -> tuple[dict[str, dict[str, Tensor]], dict[str, AnyPath]]:
     """What the folder has of each part, and where that is from."""
     mllm, unet = mgie / "mllm.pt", mgie / "unet.pt"
     if mllm.exists() or unet.exists():
@@ -191,7 +193,7 @@ def _trained(mgie: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Path]]
     return parts, files
 
 
-def _split(tensors: Mapping[str, Tensor], where: Path) -> dict[str, dict[str, Tensor]]:
+def _split(tensors: Mapping[str, Tensor], where: AnyPath) -> dict[str, dict[str, Tensor]]:
     parts: dict[str, dict[str, Tensor]] = {}
     strange = []
     for key, tensor in tensors.items():
@@ -227,7 +229,7 @@ def _emb(tensor: Tensor) -> Tensor:
     return replace(tensor, shape=tensor.shape[1:], read=read)
 
 
-def _shape(tensors: Mapping[str, Tensor], key: str, where: Path, rank: int = 2, prefix: str = "") -> tuple[int, ...]:
+def _shape(tensors: Mapping[str, Tensor], key: str, where: AnyPath, rank: int = 2, prefix: str = "") -> tuple[int, ...]:
     """The shape of a tensor that must be there, and of so many dimensions."""
     if key not in tensors:
         raise ModelDirError(f"{where} lacks {prefix}{key}; it may be cut short, or of another model: fetch it again")
@@ -237,14 +239,14 @@ def _shape(tensors: Mapping[str, Tensor], key: str, where: Path, rank: int = 2, 
     return found
 
 
-def _fields(file: Path, part: str, cls: type, nested: str | None = None, **known):
+def _fields(file: AnyPath, part: str, cls: type, nested: str | None = None, **known):
     fields = read_json(file)
     fields = fields.get(nested) or fields  # a whole CLIP's config.json holds the tower's under vision_config
     check_fixed(part, fields, str(file))
     return from_fields(cls, fields | known, str(file))
 
 
-def _llm_fields(file: Path, mllm: Mapping[str, Tensor], trained: Path) -> tuple[LlamaConfig, dict]:
+def _llm_fields(file: AnyPath, mllm: Mapping[str, Tensor], trained: AnyPath) -> tuple[LlamaConfig, dict]:
     """LLaMA's sizes, with as many rows as were trained, and all that LLaVA's config.json says."""
     fields = read_json(file)
     check_fixed("mllm", fields, str(file))
@@ -252,7 +254,7 @@ def _llm_fields(file: Path, mllm: Mapping[str, Tensor], trained: Path) -> tuple[
     return from_fields(LlamaConfig, llama_fields(fields, file) | {"vocab_size": rows}, str(file)), fields
 
 
-def _projector(mllm: Mapping[str, Tensor], home: Path) -> str:
+def _projector(mllm: Mapping[str, Tensor], home: AnyPath) -> str:
     kinds = {"model.mm_projector.weight": "linear", "model.mm_projector.0.weight": "mlp2x_gelu"}
     for key, kind in kinds.items():
         if key in mllm:
@@ -260,7 +262,7 @@ def _projector(mllm: Mapping[str, Tensor], home: Path) -> str:
     raise ModelDirError(f"{home} lacks {' or '.join(kinds)}: it is no LLaVA; a plain LLaMA cannot see images")
 
 
-def _check_resolution(llava: Mapping, vision: CLIPVisionConfig, clip: Path) -> None:
+def _check_resolution(llava: Mapping, vision: CLIPVisionConfig, clip: AnyPath) -> None:
     """CLIPs of one width differ in resolution, and only the name of LLaVA's tells which it was trained with."""
     found = re.search(r"patch(\d+)(?:-(\d+))?$", str(llava.get("mm_vision_tower", "")))
     if found:
@@ -272,7 +274,7 @@ def _check_resolution(llava: Mapping, vision: CLIPVisionConfig, clip: Path) -> N
             )
 
 
-def _edit_head(head: Mapping[str, Tensor], nhead: int, where: Path) -> EditHeadConfig:
+def _edit_head(head: Mapping[str, Tensor], nhead: int, where: AnyPath) -> EditHeadConfig:
     def shape(key: str, rank: int = 2) -> tuple[int, ...]:
         return _shape(head, key, where, rank, "edit_head.")
 

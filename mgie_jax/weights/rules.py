@@ -20,8 +20,9 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from mgie_jax.paths import is_remote
 from mgie_jax.weights.tables import PLAIN, Table
-from mgie_jax.weights.tensor import Slices, cast, is_floating, narrows, whole_slices
+from mgie_jax.weights.tensor import Slices, Tensor, cast, is_floating, narrows, whole_slices
 
 STACKED_PARTS = ("layers", "block")
 _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
@@ -139,8 +140,9 @@ class TorchView:
         return np.array(self._view(), dtype, order="C")
 
     def _view(self) -> np.ndarray:
-        host = np.asarray(self.value)  # of an array on a device JAX keeps what it fetched
-        host = host if self.layer is None else host[self.layer, ...]
+        # Of an array on a device JAX keeps what it fetched; of others a layer may be had without the rest.
+        host = np.asarray(self.value) if isinstance(self.value, jax.Array) else self.value
+        host = np.asarray(host if self.layer is None else host[self.layer, ...])
         return host if self.leaf.to_torch is None else host.transpose(self.leaf.to_torch)
 
 
@@ -217,6 +219,11 @@ class LazyLeaf:
     leaf: Leaf
     tensors: tuple[Any, ...]
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether reading it takes requests over the network."""
+        return any(isinstance(tensor, Tensor) and is_remote(tensor.path) for tensor in self.tensors)
+
     def __getitem__(self, index: slice | Slices) -> np.ndarray:
         index = whole_slices(index, self.shape)
         out = np.empty([max(0, part.stop - part.start) for part in index], self.dtype)
@@ -247,7 +254,8 @@ def sharded(sharding_of: Callable[[tuple[str, ...], tuple[int, ...]], jax.shardi
     """A `place` that puts each parameter straight onto its devices: each reads its own part and no more.
 
     One part is on the host at a time; devices that hold the same part (replicas) share one reading. A process reads
-    only what its own devices hold.
+    only what its own devices hold. From a bucket it reads all that they hold of a parameter at once, since the parts
+    lie interleaved in the file and each would be fetched with the others around it.
 
     Args:
       sharding_of: from a parameter's path and shape to its sharding.
@@ -259,9 +267,14 @@ def sharded(sharding_of: Callable[[tuple[str, ...], tuple[int, ...]], jax.shardi
         for device, index in sharding.addressable_devices_indices_map(leaf.shape).items():
             index = whole_slices(index or (), leaf.shape)
             holders.setdefault(tuple((part.start, part.stop) for part in index), []).append(device)
+        source, origin = leaf, (0,) * len(leaf.shape)
+        if leaf.is_remote:
+            starts, stops = (np.array([[bound[end] for bound in held] for held in holders], int) for end in (0, 1))
+            origin = tuple(map(int, starts.min(0)))
+            source = leaf[tuple(map(slice, origin, map(int, stops.max(0))))]
         arrays = []
         for bounds, devices in holders.items():
-            part = leaf[tuple(slice(*bound) for bound in bounds)]
+            part = source[tuple(slice(a - o, b - o) for (a, b), o in zip(bounds, origin, strict=True))]
             # Waited for, so that the part is gone from the host before the next is read.
             arrays += jax.block_until_ready([jax.device_put(part, device) for device in devices])
             del part

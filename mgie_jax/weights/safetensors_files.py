@@ -3,7 +3,7 @@
 The format (safetensors' README): 8 bytes with the header's length, little-endian; the header, JSON from key to
 dtype, shape and the data's [start, end), padded with spaces; the data, without holes. Reading is by `preadv`,
 not by mapping: pages of a mapped file count as this process's memory, and a file cut short while it is mapped
-kills the process.
+kills the process. Of a file in a bucket only the parts asked for are fetched (`bucket_files`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from mgie_jax.paths import AnyPath, is_remote
+from mgie_jax.weights.atomic import writing
+from mgie_jax.weights.bucket_files import BucketFile
 from mgie_jax.weights.tensor import ModelDirError, Slices, Tensor, cast, parse_object
 
 _DTYPES = {
@@ -43,12 +46,17 @@ _DTYPES = {
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 _LONGEST_HEADER = 100_000_000  # the safetensors library's own limit
 _LARGEST_DIM, _MOST_DIMS = 2**48, 32
-_SPAN = 2**20  # bytes: the most that is read at once of rows of which only some columns were asked for
 BLOCK = 2**25  # bytes: what is cast, hashed and written at a time
 
 
 class _File:
-    """A file kept open, so that all that is read comes from one file even if the name gets another."""
+    """A file kept open, so that all that is read comes from one file even if the name gets another.
+
+    Attributes:
+      span: bytes, the most that is read at once of rows of which only some columns were asked for.
+    """
+
+    span = 2**20
 
     def __init__(self, path: Path):
         self.path = path
@@ -74,19 +82,19 @@ class _File:
             todo, start = todo[count:], start + count
 
 
-def open_safetensors(path: Path) -> dict[str, Tensor]:
+def open_safetensors(path: AnyPath) -> dict[str, Tensor]:
     """Every tensor of a safetensors file; only the header is read.
 
     Raises:
       ModelDirError: no such file, it is cut short, or its header lies; the key is named where there is one.
     """
     try:
-        file = _File(path)
+        file = BucketFile(path) if is_remote(path) else _File(path)
         size = file.size()
     except FileNotFoundError:
         raise ModelDirError(f"{path} is missing; copy or download it again") from None
     except OSError as error:
-        raise ModelDirError(f"{path} cannot be read: {error.strerror}") from error
+        raise ModelDirError(f"{path} cannot be read: {error.strerror or error}") from error
 
     def damaged(what: str) -> ModelDirError:
         return ModelDirError(f"{path} is not a whole safetensors file ({what}); it may be cut short: fetch it again")
@@ -144,7 +152,7 @@ def _entry(key: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], tuple[int, 
     return dtype, tuple(shape), (offsets[0], offsets[1])
 
 
-def _read(file: _File, start: int, shape: tuple[int, ...], dtype: np.dtype, index: Slices) -> np.ndarray:
+def _read(file: _File | BucketFile, start: int, shape: tuple[int, ...], dtype: np.dtype, index: Slices) -> np.ndarray:
     """The part `index` of a tensor whose data begins at byte `start`; see `Tensor.read`."""
     out = np.empty([max(0, part.stop - part.start) for part in index], dtype)
     if out.size:
@@ -152,7 +160,7 @@ def _read(file: _File, start: int, shape: tuple[int, ...], dtype: np.dtype, inde
     return out
 
 
-def _fill(file: _File, start: int, shape: Sequence[int], index: Slices, out: np.ndarray) -> None:
+def _fill(file: _File | BucketFile, start: int, shape: Sequence[int], index: Slices, out: np.ndarray) -> None:
     if not shape:
         file.read(start, out)
         return
@@ -160,8 +168,8 @@ def _fill(file: _File, start: int, shape: Sequence[int], index: Slices, out: np.
     start += rows.start * row_bytes
     if all(part == slice(0, size) for part, size in zip(inner, shape[1:], strict=True)):
         file.read(start, out)
-    elif row_bytes <= _SPAN // 16:  # many short reads would cost more than what is read in vain
-        step = _SPAN // row_bytes
+    elif row_bytes <= file.span // 16:  # many short reads would cost more than what is read in vain
+        step = file.span // row_bytes
         for i in range(0, len(out), step):
             span = np.empty((min(step, len(out) - i), *shape[1:]), out.dtype)
             file.read(start + i * row_bytes, span)
@@ -199,7 +207,7 @@ def blocks(tensor: Any, dtype: np.dtype | None = None, key: str = "") -> Iterato
         yield piece if dtype is None else cast(piece, dtype, key)
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, tuple[Any, np.dtype]], progress: Any = None) -> str:
+def write_safetensors(path: AnyPath, tensors: Mapping[str, tuple[Any, np.dtype]], progress: Any = None) -> str:
     """Writes {key: (tensor, dtype to write it in)} and returns the file's sha256.
 
     The file has its name once it is whole. One block (`BLOCK`) is in memory, and another being hashed.
@@ -208,27 +216,22 @@ def write_safetensors(path: Path, tensors: Mapping[str, tuple[Any, np.dtype]], p
     # Larger items first, as the safetensors library does it: so each tensor starts at a multiple of its own.
     tensors = dict(sorted(tensors.items(), key=lambda item: -item[1][1].itemsize))
     digest, hashed = hashlib.sha256(), None
-    new = path.with_name(f".{path.name}.new")
-    try:
-        with open(new, "wb") as file, ThreadPoolExecutor(1) as hasher:
-            head = header_bytes({key: (dtype, tuple(value.shape)) for key, (value, dtype) in tensors.items()})
-            file.write(head)
-            digest.update(head)
-            for key, (value, dtype) in tensors.items():
-                before = file.tell()
-                for block in blocks(value, dtype, f"{path}: {key}"):
-                    raw = memoryview(block.reshape(-1).view(np.uint8))
-                    if hashed:
-                        hashed.result()  # one at a time: their order is the file's
-                    hashed = hasher.submit(digest.update, raw)
-                    file.write(raw)
-                if file.tell() - before != math.prod(value.shape) * dtype.itemsize:
-                    raise ModelDirError(f"{path}: {key} has not the data of its shape {tuple(value.shape)}")
-                if progress:
-                    progress(file.tell() - before)
-            if hashed:
-                hashed.result()
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
+    with writing(path) as file, ThreadPoolExecutor(1) as hasher:
+        head = header_bytes({key: (dtype, tuple(value.shape)) for key, (value, dtype) in tensors.items()})
+        file.write(head)
+        digest.update(head)
+        for key, (value, dtype) in tensors.items():
+            before = file.tell()
+            for block in blocks(value, dtype, f"{path}: {key}"):
+                raw = memoryview(block.reshape(-1).view(np.uint8))
+                if hashed:
+                    hashed.result()  # one at a time: their order is the file's
+                hashed = hasher.submit(digest.update, raw)
+                file.write(raw)
+            if file.tell() - before != math.prod(value.shape) * dtype.itemsize:
+                raise ModelDirError(f"{path}: {key} has not the data of its shape {tuple(value.shape)}")
+            if progress:
+                progress(file.tell() - before)
+        if hashed:
+            hashed.result()
     return digest.hexdigest()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, SupportsInt
 
 import jax
@@ -12,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mgie_jax.models.t5 import T5Config, T5ForConditionalGeneration
+from mgie_jax.paths import AnyPath, to_path
 from mgie_jax.weights import tables
 from mgie_jax.weights.configs import check_fixed, from_fields
+from mgie_jax.weights.files import open_tokenizer
 from mgie_jax.weights.rules import KeyMismatch, Place, from_torch
 from mgie_jax.weights.tensors import ModelDirError, open_tensors, read_json
 
@@ -35,13 +36,13 @@ class Summarization:
     early_stopping: bool = False
 
 
-def load_t5_config(path: str | Path) -> tuple[T5Config, Summarization]:
+def load_t5_config(path: str | AnyPath) -> tuple[T5Config, Summarization]:
     """The sizes of a T5 folder and how it summarizes; no weights are read.
 
     Raises:
       ModelDirError: there is no such folder or config.json, or it describes another network than T5 v1.1.
     """
-    path = Path(path)
+    path = to_path(path)
     if not path.is_dir():
         raise ModelDirError(f"{path} is not a folder; give the folder of a T5 model, as transformers writes it")
     file = path / "config.json"
@@ -58,7 +59,7 @@ def load_t5_config(path: str | Path) -> tuple[T5Config, Summarization]:
 
 
 def load_t5(
-    path: str | Path, dtype: Any = jnp.float32, place: Place = lambda path, leaf: jnp.asarray(np.asarray(leaf))
+    path: str | AnyPath, dtype: Any = jnp.float32, place: Place = lambda path, leaf: jnp.asarray(np.asarray(leaf))
 ) -> dict:
     """The parameters of a T5 folder; see `files.load_model_dir` for the arguments.
 
@@ -93,21 +94,19 @@ class T5Tokenizer:
         return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True).strip()
 
 
-def load_t5_tokenizer(path: str | Path, config: T5Config) -> T5Tokenizer:
+def load_t5_tokenizer(path: str | AnyPath, config: T5Config) -> T5Tokenizer:
     """The tokenizer.json of a T5 folder.
 
     Raises:
       ModelDirError: it is missing or damaged, or does not fit the network's vocabulary.
     """
-    from transformers import PreTrainedTokenizerFast  # seconds to import
-
-    path = Path(path)
+    path = to_path(path)
     if not (path / "tokenizer.json").is_file():
         raise ModelDirError(
             f"{path / 'tokenizer.json'} is missing; load the tokenizer in transformers and save_pretrained it there"
         )
     try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
+        tokenizer = open_tokenizer(path)
     except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
         raise ModelDirError(f"{path} holds no usable tokenizer: {error}") from error
     if tokenizer.eos_token_id != EOS or len(tokenizer) > config.vocab_size:

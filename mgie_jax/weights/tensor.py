@@ -6,11 +6,12 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+
+from mgie_jax.paths import AnyPath
 
 Slices = tuple[slice, ...]
 
@@ -32,7 +33,7 @@ class Tensor:
     """
 
     key: str
-    path: Path
+    path: AnyPath
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[Slices], np.ndarray] = field(repr=False, compare=False)
@@ -108,7 +109,7 @@ def cast(array: np.ndarray, dtype: Any, key: str) -> np.ndarray:
     return out
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: AnyPath) -> dict:
     """The object in a JSON file.
 
     Raises:
@@ -119,7 +120,7 @@ def read_json(path: Path) -> dict:
     except FileNotFoundError:
         raise ModelDirError(f"{path} is missing; a model directory must hold it") from None
     except OSError as error:
-        raise ModelDirError(f"{path} cannot be read: {error.strerror}") from error
+        raise ModelDirError(f"{path} cannot be read: {error.strerror or error}") from error
     except TypeError as error:
         raise ModelDirError(f"{path} must hold a JSON object, found {error}") from error
     except ValueError as error:

@@ -7,11 +7,12 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from mgie_jax.paths import AnyPath, to_path
 from mgie_jax.weights.atomic import write_text
 from mgie_jax.weights.safetensors_files import open_safetensors, write_safetensors
 from mgie_jax.weights.tensor import ModelDirError, Tensor, is_floating, read_json
@@ -31,22 +32,22 @@ _KNOWN = (
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
 
 
-def _open_file(path: Path) -> dict[str, Tensor]:
+def _open_file(path: AnyPath) -> dict[str, Tensor]:
     return open_pickled(path) if path.suffix in PICKLES else open_safetensors(path)
 
 
-def read_tensors(folder: str | Path, stem: str) -> dict[str, Tensor]:
+def read_tensors(folder: str | AnyPath, stem: str) -> dict[str, Tensor]:
     """Every tensor of `folder`: of `stem`.safetensors or of the shards its index names. None is read yet.
 
     Raises:
       ModelDirError: a file is missing, cut short or damaged, or the index disagrees with the shards.
     """
-    folder = Path(folder)
+    folder = to_path(folder)
     index = folder / f"{stem}.safetensors.index.json"
     return _open_index(index) if index.exists() else open_safetensors(folder / f"{stem}.safetensors")
 
 
-def open_tensors(path: str | Path) -> dict[str, Tensor]:
+def open_tensors(path: str | AnyPath) -> dict[str, Tensor]:
     """Every tensor of whatever is at `path`; none is read yet.
 
     Args:
@@ -59,7 +60,7 @@ def open_tensors(path: str | Path) -> dict[str, Tensor]:
       ModelDirError: nothing there, or more than one thing it could be; a file missing, damaged, or one that would
         run code; tensors missing, twice, or elsewhere than the index says.
     """
-    path = Path(path)
+    path = to_path(path)
     if not path.is_dir():
         if path.suffix not in (".safetensors", *PICKLES):
             what = "is no weights file" if path.exists() else "is missing"
@@ -83,7 +84,7 @@ def open_tensors(path: str | Path) -> dict[str, Tensor]:
     return _open_file(files[0])
 
 
-def _numbered_shards(folder: Path, kind: str) -> list[str]:
+def _numbered_shards(folder: AnyPath, kind: str) -> list[str]:
     """Names of the one full set of shards in `folder`; none where it has none."""
     sets: dict[tuple[str, str], set[int]] = defaultdict(set)
     for file in folder.iterdir():
@@ -102,7 +103,7 @@ def _numbered_shards(folder: Path, kind: str) -> list[str]:
     return []
 
 
-def _join(shards: list[tuple[str, dict[str, Tensor]]], where: Path) -> dict[str, Tensor]:
+def _join(shards: list[tuple[str, dict[str, Tensor]]], where: AnyPath) -> dict[str, Tensor]:
     joined: dict[str, Tensor] = {}
     for name, tensors in shards:
         if twice := sorted(tensors.keys() & joined.keys()):
@@ -112,12 +113,12 @@ def _join(shards: list[tuple[str, dict[str, Tensor]]], where: Path) -> dict[str,
     return joined
 
 
-def _open_index(index: Path) -> dict[str, Tensor]:
+def _open_index(index: AnyPath) -> dict[str, Tensor]:
     where = read_json(index).get("weight_map")
     if not isinstance(where, dict) or not where or not all(isinstance(name, str) for name in where.values()):
         raise ModelDirError(f"{index} has no weight_map from keys to file names")
     names = sorted(set(where.values()))
-    if stray := [name for name in names if Path(name).name != name or name == ".." or not name.isprintable()]:
+    if stray := [name for name in names if PurePosixPath(name).name != name or name == ".." or not name.isprintable()]:
         raise ModelDirError(f"{index} names files outside its folder: {', '.join(map(repr, stray))}")
     kind = ".safetensors" if index.name.endswith(".safetensors.index.json") else ".bin"
     if stray := [name for name in names if not name.endswith(kind)]:
@@ -133,7 +134,7 @@ def _open_index(index: Path) -> dict[str, Tensor]:
 
 
 def write_tensors(
-    folder: str | Path,
+    folder: str | AnyPath,
     stem: str,
     tensors: Iterable[tuple[str, Any]],
     dtype: Any = None,
@@ -160,7 +161,7 @@ def write_tensors(
     Raises:
       ModelDirError: a key twice, a dtype that cannot be written, a number too large for `dtype`, weights there.
     """
-    folder, shards, size = Path(folder), [{}], 0
+    folder, shards, size = to_path(folder), [{}], 0
     if there := sorted(file.name for file in folder.glob(f"{stem}*.safetensors*")):
         raise ModelDirError(f"{folder} holds weights already ({', '.join(there[:9])}); choose another folder")
     seen: set[str] = set()

@@ -11,6 +11,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from mgie_jax.paths import AnyPath, local, to_path
+from mgie_jax.weights.atomic import writing
 from mgie_jax.weights.tensor import ModelDirError, Slices, Tensor
 
 _MAPPED_BYTES = 2**28  # what may be read of a mapped file before it is mapped anew
@@ -96,14 +98,15 @@ def _unpickle(torch: Any, path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
 
 
-def open_pickled(path: str | Path) -> dict[str, Tensor]:
+def open_pickled(path: str | AnyPath) -> dict[str, Tensor]:
     """Every tensor of a PyTorch checkpoint; entries that are none are left out. Nothing in it is run.
 
     Raises:
       ModelDirError: torch is not installed; the file is missing, damaged or of torch < 1.6 and larger than memory;
         it would run code to be read; or it holds no tensors.
+      PathError: it is in a bucket.
     """
-    path = Path(path)
+    path = local(path, "torch reads its own files only from disk")
     pickle = _Pickle(path)
     tensors = {}
     for key, value in pickle.tensors.items():
@@ -122,7 +125,7 @@ def open_pickled(path: str | Path) -> dict[str, Tensor]:
     return tensors
 
 
-def save_pickled(path: str | Path, tensors: Mapping[str, Any]) -> None:
+def save_pickled(path: str | AnyPath, tensors: Mapping[str, Any]) -> None:
     """Writes {key: array} as torch.save would a state dict; the file has its name once it is whole.
 
     All of it is in memory meanwhile: torch.save needs it so.
@@ -130,7 +133,7 @@ def save_pickled(path: str | Path, tensors: Mapping[str, Any]) -> None:
     Raises:
       ModelDirError: torch is not installed, or lacks a dtype.
     """
-    torch, path = _torch(), Path(path)
+    torch, path = _torch(), to_path(path)
     of_numpy = {np.dtype(dtype): (name, bits) for name, (dtype, bits) in _BITS.items()}
     state = {}
     for key, value in tensors.items():
@@ -141,9 +144,5 @@ def save_pickled(path: str | Path, tensors: Mapping[str, Any]) -> None:
         except TypeError as error:
             raise ModelDirError(f"{path}: {key}: torch has no dtype {array.dtype}") from error
         state[key] = (flat.view(getattr(torch, name)) if name else flat).reshape(array.shape)
-    new = path.with_name(f".{path.name}.new")
-    try:
-        torch.save(state, new)
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
+    with writing(path) as file:
+        torch.save(state, file)

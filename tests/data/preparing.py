@@ -114,12 +114,12 @@ def run(data: Path, out: Path, pause: float = 0.0, die: str = "") -> None:
     if die == "tidy":
         from mgie_jax.data import assemble
 
-        remove = assemble.shutil.rmtree
+        remove = assemble.remove
 
-        def dying(path, *args, **options):
+        def dying(path):
             if str(path).endswith(".parts") and os.path.exists(path):
                 os.kill(os.getpid(), signal.SIGKILL)
-            remove(path, *args, **options)
+            remove(path)
 
-        assemble.shutil.rmtree = dying
+        assemble.remove = dying
     prepare(data, out, chosen, Parrot(2, pause), progress=progress)

@@ -7,7 +7,6 @@ Six hundred numbers learn the mean of noise; every batch takes a moment, so that
 
 import sys
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ import numpy as np
 
 from mgie_jax import distributed
 from mgie_jax.data.pipeline import HostBatch
+from mgie_jax.paths import to_path
 from mgie_jax.sharding import make_mesh, param_shardings
 from mgie_jax.train.config import default_config
 from mgie_jax.train.loop import Task, fit
@@ -55,7 +55,7 @@ def main(workdir: str, steps: str, mesh: str, broken: str = "none") -> None:
         params = {"edit_head": {"llm2hid": {"kernel": np.zeros((30, 20), np.float32)}}}
         frozen = {"emb": np.ones((8, 20), np.float32)}
         params, frozen = (jax.device_put(tree, param_shardings(tree, mesh)) for tree in (params, frozen))
-        fit(Task(params, frozen, loss, rows_of), config, Path(workdir), mesh)
+        fit(Task(params, frozen, loss, rows_of), config, to_path(workdir), mesh)
 
 
 if __name__ == "__main__":

@@ -61,5 +61,5 @@ def test_a_signal_to_one_process_stops_all_together(tmp_path, name, raised):
     assert [out.split()[-1:] for out, _ in ended] == [["Preempted"], [raised]], ended
     # One checkpoint, made by both: had they stopped apart, the saving would have waited for ever.
     (step,) = checkpoint.steps(tmp_path)
-    assert 6 < step < 60
+    assert 0 < step < 60  # batch 6 is made some updates ahead
     assert checkpoint.read_weights(tmp_path)["edit_head"]["query"].shape == (4, 6)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -20,6 +21,7 @@ from mgie_jax.train.config import default_config
 from mgie_jax.train.interrupts import Preempted
 from mgie_jax.train.log import Log
 from mgie_jax.train.loop import AHEAD, NonFinite, Task, fit
+from mgie_jax.train.state import schedules
 
 STEPS = 12
 ROOT = Path(mgie_jax.__file__).parents[1]
@@ -162,6 +164,27 @@ def test_or_the_update_is_skipped(tmp_path, capfd):
     assert sorted(path.name for path in tmp_path.glob("nonfinite*")) == [f"nonfinite-00000{s}.json" for s in (5, 8)]
     assert "step 5 is not finite and was skipped" in capfd.readouterr().err
     assert all(np.isfinite(row["loss"]) for row in rows(tmp_path))
+
+
+def test_the_logged_learning_rate_is_that_of_the_last_update_made(tmp_path):
+    """A skipped update leaves optax's schedule where it is; so does the log, also after the run is resumed."""
+    skipping = config(on_nonfinite="skip")
+    with pytest.raises(Preempted):
+        fit(task(with_signal(signal.SIGTERM, at=9), poisoned=(0, 4, 7)), skipping, tmp_path)
+    fit(task(poisoned=(0, 4, 7)), skipping, tmp_path)
+    rate = schedules(skipping)["default"]
+    made = [0, 0, 1, 2, 2, 3, 4, 4, 5, 6, 7, 8]  # updates before the last that was made
+    assert [row["learning_rate/default"] for row in rows(tmp_path)] == [float(rate(count)) for count in made]
+
+
+def test_the_parameters_a_run_began_with_are_not_kept(tmp_path):
+    """The state has their memory, or what was restored takes their place."""
+    made = task()
+    start = {"w": {"kernel": jnp.zeros(5)}}
+    for steps in (4, 6):
+        given = replace(made, params=jax.tree.map(jnp.copy, start))
+        fit(given, config(steps=steps), tmp_path)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given.params))
 
 
 def test_another_run_is_refused_before_it_writes(tmp_path):

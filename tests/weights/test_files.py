@@ -177,7 +177,7 @@ class Killed(BaseException):
 
 def test_a_kill_at_any_write_leaves_no_model(params, tokenizer_dir, tmp_path, monkeypatch):
     """Stops before each write in turn, without the clean-up that a killed process cannot do."""
-    monkeypatch.setattr(files.shutil, "rmtree", lambda *args, **kwargs: None)
+    monkeypatch.setattr(atomic.shutil, "rmtree", lambda *args, **kwargs: None)
     steps = [0]
 
     def counted(write):
@@ -190,9 +190,10 @@ def test_a_kill_at_any_write_leaves_no_model(params, tokenizer_dir, tmp_path, mo
         return call
 
     monkeypatch.setattr(files, "write_tensors", counted(files.write_tensors))
-    monkeypatch.setattr(files.shutil, "copyfile", counted(shutil.copyfile))
+    monkeypatch.setattr(files, "copy_file", counted(files.copy_file))
     monkeypatch.setattr(atomic, "_replace", counted(atomic._replace))
-    monkeypatch.setattr(type(tmp_path), "write_text", counted(type(tmp_path).write_text))
+    for module in (files, atomic):
+        monkeypatch.setattr(module, "write_text", counted(atomic.write_text))
     target, writes = tmp_path / "model", 0
     while not target.exists():
         steps[0] = writes
@@ -202,15 +203,15 @@ def test_a_kill_at_any_write_leaves_no_model(params, tokenizer_dir, tmp_path, mo
             assert not target.exists()
             names = [path.name for path in tmp_path.iterdir()]
             assert all(name.startswith(".model.new-") for name in names), names
-            # 5 parts, 3 tokenizer files, 8 configurations; then only the checksums and the name are missing
-            if writes < 5 + 3 + 8:
+            # 5 parts, 3 tokenizer files, the checksums and 8 configurations; then only the name is missing
+            if writes < 5 + 3 + 1 + 8:
                 for path in tmp_path.iterdir():
                     with pytest.raises(ModelDirError, match="model_index.json"):
                         load_config(path)
             for path in tmp_path.iterdir():
                 path.rename(path.with_name(path.name + "-seen"))
         writes += 1
-    assert writes == 5 + 3 + 8 + 2 + 1
+    assert writes == 5 + 3 + 1 + 8 + 1 + 1
     assert load_config(target) == CONFIG
 
 

@@ -107,7 +107,7 @@ def ask(questions, cache, endpoint, **env):
 def test_a_local_path_is_itself(tmp_path):
     (tmp_path / "mllm.pt").write_bytes(b"")
     assert fetch(tmp_path) == tmp_path and fetch(str(tmp_path / "mllm.pt")) == tmp_path / "mllm.pt"
-    with pytest.raises(ModelDirError, match="is a local path, which has no revision 'main'"):
+    with pytest.raises(ModelDirError, match="is a path, which has no revision 'main'"):
         fetch(tmp_path, revision="main")
 
 

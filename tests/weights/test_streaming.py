@@ -100,7 +100,7 @@ from mgie_jax.weights.files import load_model_dir
 read = []
 whole_read = safetensors_files._File.read
 safetensors_files._File.read = lambda self, start, into: (read.append(into.nbytes), whole_read(self, start, into))[1]
-safetensors_files._SPAN = 0
+safetensors_files._File.span = 0
 mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("fsdp", "tensor"))
 assert mesh.size == 8
 

@@ -67,7 +67,7 @@ INDEXES = [
 @pytest.mark.parametrize("span", [2**20, 2**10, 0])
 @pytest.mark.parametrize("name", ["float32", "bfloat16", "float8_e4m3fn"])
 def test_a_slice_is_what_numpy_says(name, span, tmp_path, monkeypatch):
-    monkeypatch.setattr(safetensors_files, "_SPAN", span)
+    monkeypatch.setattr(safetensors_files._File, "span", span)
     value = random_bits(name, (100, 3, 4))
     write_tensors(tmp_path, "model", [("a", value), ("b", value[::-1])])
     save_pickled(tmp_path / "p.bin", {"a": value, "b": value[::-1]})
@@ -93,7 +93,7 @@ def count_bytes(monkeypatch):
 
 
 def test_a_slice_reads_no_more_than_asked(tmp_path, monkeypatch):
-    monkeypatch.setattr(safetensors_files, "_SPAN", 0)
+    monkeypatch.setattr(safetensors_files._File, "span", 0)
     write_tensors(tmp_path, "model", [("a", np.zeros((64, 32), np.float32))])
     sizes = count_bytes(monkeypatch)
     tensor = open_tensors(tmp_path)["a"]

@@ -18,6 +18,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from mgie_jax.data.builders.candidates import Candidate, Splits, examine
 from mgie_jax.data.records import DataSetError
+from mgie_jax.paths import to_path
 
 LOG = "skipped.jsonl"
 SHARD_BYTES = 128 << 20  # tensorflow-datasets keeps a shard in memory while it writes it
@@ -80,7 +81,7 @@ class PairBuilder(RecordBuilder, skip_registration=True):
 
     def __init__(self, *, source: str | os.PathLike = ".", splits: Sequence[str] = (), max_skipped: float = 0.05,
                  progress: Callable[[int, int], None] = lambda done, total: None, **kwargs):  # fmt: skip
-        self.source, self.wanted = Path(source), tuple(splits)
+        self.source, self.wanted = to_path(source), tuple(splits)
         self.max_skipped, self.progress = max_skipped, progress
         super().__init__(**kwargs)
 

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from mgie_jax.data.builders.generated import Generated
 from mgie_jax.data.builders.ipr2pr import IPr2Pr
 from mgie_jax.data.builders.magicbrush import MagicBrush
 from mgie_jax.data.builders.requests import EVR, GIER, MA5k
-from mgie_jax.data.records import INCOMPLETE, DataSetError
+from mgie_jax.data.records import INCOMPLETE, INFO, DataSetError
+from mgie_jax.paths import AnyPath, files, is_remote, local, to_path
+from mgie_jax.weights.atomic import copy_file, is_there, publish
 
 BUILDERS: dict[str, type[PairBuilder]] = {
     builder.name: builder for builder in (IPr2Pr, MagicBrush, EVR, GIER, MA5k, Generated)
@@ -36,10 +38,10 @@ class Built:
       bytes: size of the data set's files.
     """
 
-    path: Path
+    path: AnyPath
     splits: dict[str, int]
     skipped: int
-    log: Path | None
+    log: AnyPath | None
     bytes: int
 
 
@@ -59,8 +61,9 @@ def build(
 
     Args:
       name: one of `BUILDERS`.
-      source: where the published files lie.
-      out: made if absent; may hold other data sets.
+      source: where the published files lie, on disk; of "generated" a bucket will do.
+      out: made if absent; may hold other data sets. What goes to a bucket is written to the temporary folder first,
+        which must have room for it.
       splits: those to build; none means every one that is there.
       max_skipped: the share of all examples that may be skipped, 0 to 1.
       progress: called with the number of examples seen and of all, after each.
@@ -74,12 +77,17 @@ def build(
         raise DataSetError(f"there is no data set {name!r}; there are {', '.join(BUILDERS)}")
     if not 0 <= max_skipped <= 1:
         raise DataSetError(f"the share that may be skipped must be between 0 and 1, not {max_skipped}")
-    source, home = Path(source), Path(out) / name
+    source = to_path(source) if name == Generated.name else local(source, "published files are read from disk")
+    out = to_path(out)
+    home = out / name
     path = home / str(BUILDERS[name].VERSION)
     if not source.is_dir():
         raise DataSetError(f"{source}: there is no such folder")
-    if path.exists():
+    if is_there(path, INFO):
         raise DataSetError(f"{path}: exists already; choose another place, or remove it first")
+    if is_remote(out):
+        arguments = {"splits": splits, "max_skipped": max_skipped, "progress": progress, **options}
+        return _built_here(name, source, out, path, arguments)
     # What tensorflow-datasets prints is of no use to the caller.
     with _alone(home), tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
         for left in home.glob(f"{INCOMPLETE}*"):
@@ -93,8 +101,23 @@ def build(
         splits={split: info.num_examples for split, info in builder.info.splits.items()},
         skipped=builder.skipped.count,
         log=home / LOG if builder.skipped.count else None,
-        bytes=sum(file.stat().st_size for file in path.iterdir()),
+        bytes=sum(entry.size for entry in files(path).values()),
     )
+
+
+def _built_here(name: str, source: AnyPath, out: AnyPath, path: AnyPath, arguments: dict[str, Any]) -> Built:
+    """`build` in a temporary folder, and what it left copied to a bucket."""
+    log = path.parent / LOG
+    with tempfile.TemporaryDirectory() as here:
+        try:
+            built = build(name, source, here, **arguments)
+        except DataSetError as error:
+            raise DataSetError(str(error).replace(here, str(out))) from error
+        finally:
+            if (Path(here) / name / LOG).exists():
+                copy_file(Path(here) / name / LOG, log)
+        publish(built.path, path, INFO)
+    return replace(built, path=path, log=built.log and log)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-from pathlib import Path
 
 from PIL import Image
 
@@ -39,7 +38,7 @@ class Generated(PairBuilder):
         """Of train and heldout, those that have photos."""
         try:
             photos = {split: list(load(self.source, split).values()) for split in ("train", "heldout")}
-            cutouts = load_cutouts(Path(self.cutouts)) if self.cutouts else ()
+            cutouts = load_cutouts(self.cutouts) if self.cutouts else ()
         except FileNotFoundError as error:
             raise DataSetError(f"{error}: there is no such folder, or `mgie data photos` did not make it") from error
         splits = {}
