@@ -40,16 +40,11 @@ def summarize(
 
     cache = model.apply(variables, encoded, mask, max_length, method="start")
     first, cache = read(start, cache)
-    # Beams of a text share what was encoded: only the decoder's own keys and values travel with them.
-    cross = {
-        name: jnp.repeat(getattr(cache, name), num_beams, axis=axis)
-        for name, axis in (("cross_keys", 1), ("cross_values", 1), ("cross_mask", 0))
-    }
-    beams = cache.replace(**cross)
 
+    # What was encoded is there once for all beams of a text: only the decoder's own keys and values travel with them.
     def step(own, tokens):
-        said, cache = read(tokens[:, None], beams.replace(own=own))
-        return said, cache.own
+        said, beams = read(tokens[:, None], cache.replace(own=own))
+        return said, beams.own
 
     return beam_search(
         step, lambda own, rows: own.take(rows), first, cache.own, start, jnp.ones(rows, ids.dtype),

@@ -88,7 +88,8 @@ class Downsample2D(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c_out"]:
         padding = ((self.padding, 1),) * 2
-        return nn.Conv(self.channels, (3, 3), strides=2, padding=padding, dtype=self.dtype, name="conv")(x)
+        x = nn.Conv(self.channels, (3, 3), strides=2, padding=padding, dtype=self.dtype, name="conv")(x)
+        return constrain(x, BATCH)
 
 
 class Upsample2D(nn.Module):
@@ -109,7 +110,7 @@ class Upsample2D(nn.Module):
         x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
         if size is not None:
             x = x[:, : size[0], : size[1]]
-        return conv3x3(self.channels, self.dtype, name="conv")(x)
+        return constrain(conv3x3(self.channels, self.dtype, name="conv")(x), BATCH)
 
 
 def conv3x3(channels: int, dtype: Dtype, name: str) -> nn.Conv:

@@ -13,7 +13,8 @@ from flax import linen as nn
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
-from mgie_jax.models.common import dot_product_attention, remat
+from mgie_jax.models.attention import dot_product_attention
+from mgie_jax.models.common import remat
 from mgie_jax.sharding import BATCH, constrain
 
 

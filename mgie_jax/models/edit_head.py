@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from mgie_jax.models.common import dot_product_attention
+from mgie_jax.models.attention import dot_product_attention
 
 Dtype = Any
 

@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from mgie_jax.models.common import append_to_stack, dot_product_attention, remat
+from mgie_jax.models.attention import dot_product_attention
+from mgie_jax.models.common import append_to_stack, remat
 from mgie_jax.sharding import BATCH, constrain
 from mgie_jax.types import KVCache
 
@@ -87,7 +89,7 @@ class LlamaAttention(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x, stack, layer, cos, sin, mask, index):
+    def __call__(self, x, stack, layer, cos, sin, valid, index):
         config = self.config
 
         def heads(count, name):
@@ -99,7 +101,7 @@ class LlamaAttention(nn.Module):
         v = heads(config.num_key_value_heads, "v_proj")
         if stack is not None:
             stack, k, v = append_to_stack(stack, k, v, layer, index)
-        y = dot_product_attention(q, k, v, mask=mask)
+        y = dot_product_attention(q, k, v, valid=valid, start=0 if stack is None else index)
         y = y.reshape(*y.shape[:-2], -1)
         return nn.Dense(config.hidden_size, use_bias=False, dtype=self.dtype, name="o_proj")(y), stack
 
@@ -123,11 +125,11 @@ class LlamaLayer(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, carry, layer, cos, sin, mask, index):
+    def __call__(self, carry, layer, cos, sin, valid, index):
         x, stack = carry
         norm = partial(nn.RMSNorm, epsilon=self.config.rms_norm_eps, dtype=self.dtype)
         attended, stack = LlamaAttention(self.config, self.dtype, name="self_attn")(
-            norm(name="input_layernorm")(x), stack, layer, cos, sin, mask, index
+            norm(name="input_layernorm")(x), stack, layer, cos, sin, valid, index
         )
         x = x + attended
         x = x + LlamaMLP(self.config, self.dtype, name="mlp")(norm(name="post_attention_layernorm")(x))
@@ -156,6 +158,13 @@ class LlamaModel(nn.Module):
         )(config, self.dtype)
         self.norm = nn.RMSNorm(epsilon=config.rms_norm_eps, dtype=self.dtype)
 
+    def embed(self, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
+        """Rows of the word embedding."""
+        # The table lies along its width: each device looks up its part of every row, and then they exchange, in two
+        # steps that XLA knows. Left alone, it would have each of them hold all rows whole on the way.
+        x = constrain(self.embed_tokens(ids), PartitionSpec("data", None, ("fsdp", "tensor")))
+        return constrain(x, PartitionSpec(*BATCH, None, "tensor"))
+
     def __call__(
         self,
         inputs_embeds: Float[Array, "b l d"],
@@ -166,21 +175,19 @@ class LlamaModel(nn.Module):
         """See `LlamaForCausalLM.__call__`."""
         config, length = self.config, inputs_embeds.shape[1]
         if cache is None:
-            stack, index, valid, slots = None, None, mask, jnp.arange(length)
+            stack, index, valid = None, None, mask
         else:
             if length > cache.valid.shape[1]:
                 raise ValueError(f"{length} tokens do not fit a cache of {cache.valid.shape[1]} slots")
             stack, index = (cache.keys, cache.values), cache.index
             valid = jax.lax.dynamic_update_slice(cache.valid, mask, (0, index))
-            slots = index + jnp.arange(length)
-        causal = jnp.arange(valid.shape[1]) <= slots[:, None]
         cos, sin = rotary_angles(positions, config.head_dim, config.rope_theta)
         (x, stack), _ = self.layers(
             (constrain(inputs_embeds.astype(self.dtype), BATCH), stack),
             jnp.arange(config.num_hidden_layers),
             cos,
             sin,
-            causal & valid[:, None, None, :],
+            valid,
             index,
         )
         if cache is not None:
@@ -228,7 +235,7 @@ class LlamaForCausalLM(nn.Module):
 
     def embed(self, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
         """Rows of the word embedding."""
-        return self.model.embed_tokens(ids)
+        return self.model.embed(ids)
 
     def logits(self, hidden: Float[Array, "*b d"]) -> Float[Array, "*b vocab"]:
         """Next-token logits in float32."""

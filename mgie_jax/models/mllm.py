@@ -125,7 +125,7 @@ class MLLM(nn.Module):
 
     def embed(self, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
         """Rows of the word embedding."""
-        return self.model.embed_tokens(ids)
+        return self.model.embed(ids)
 
     def logits(self, hidden: Float[Array, "*b d"]) -> Float[Array, "*b vocab"]:
         """Next-token logits in float32."""

@@ -16,7 +16,8 @@ from flax import struct
 from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
-from mgie_jax.models.common import append_to_stack, dot_product_attention
+from mgie_jax.models.attention import dot_product_attention
+from mgie_jax.models.common import append_to_stack
 from mgie_jax.types import KVCache
 
 
@@ -159,7 +160,9 @@ class T5LayerCrossAttention(nn.Module):
         return self.EncDecAttention.keys_values(encoded)
 
     def __call__(self, x, k, v, mask):
-        return x + self.EncDecAttention(self.layer_norm(x), k, v, mask)
+        # Rows about the same text stand together and ask as one row of more tokens: its keys and values are there once.
+        asked = self.layer_norm(x).reshape(k.shape[0], -1, x.shape[-1])
+        return x + self.EncDecAttention(asked, k, v, mask).reshape(x.shape)
 
 
 class T5DenseGatedActDense(nn.Module):
@@ -327,8 +330,8 @@ class T5ForConditionalGeneration(nn.Module):
     def decode(self, ids: Int[Array, "b l"], cache: T5Cache) -> tuple[Float[Array, "b l d"], T5Cache]:
         """The final states of the l tokens that follow those in the cache, and the cache with them added.
 
-        The caller leaves room: past the last slot, writes would fall on the newest ones. Raises ValueError if
-        l alone exceeds the slots.
+        There may be several rows for each encoded text, one behind the other, as beams are. The caller leaves room:
+        past the last slot, writes would fall on the newest ones. Raises ValueError if l alone exceeds the slots.
         """
         return self.decoder(self.shared(ids), cache)
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Real
 
+from mgie_jax.models.attention import dot_product_attention
 from mgie_jax.models.blocks import Downsample2D, GroupNorm, ResnetBlock2D, Upsample2D, conv3x3
-from mgie_jax.models.common import dot_product_attention, remat
+from mgie_jax.models.common import remat
 from mgie_jax.sharding import BATCH, constrain
 
 Dtype = Any
@@ -242,7 +243,7 @@ class UNet2DConditionModel(nn.Module):
         temb = timestep_embedding(timesteps, finest).astype(self.dtype)
         temb = TimestepEmbedding(4 * finest, self.dtype, name="time_embedding")(temb)
 
-        x = conv3x3(finest, self.dtype, name="conv_in")(sample.astype(self.dtype))
+        x = constrain(conv3x3(finest, self.dtype, name="conv_in")(sample.astype(self.dtype)), BATCH)
         skips = [x]
         for i, (channels, kind) in enumerate(zip(c.block_out_channels, c.down_block_types, strict=True)):
             level = (c, channels, kind == "CrossAttnDownBlock2D", self.dtype, self.remat)
@@ -259,4 +260,4 @@ class UNet2DConditionModel(nn.Module):
             x = UpBlock(*level, name=f"up_blocks.{i}")(x, mine, temb, context, size)
 
         x = nn.silu(GroupNorm(c.norm_num_groups, c.norm_eps, self.dtype, name="conv_norm_out")(x))
-        return conv3x3(c.out_channels, self.dtype, name="conv_out")(x)
+        return constrain(conv3x3(c.out_channels, self.dtype, name="conv_out")(x), BATCH)

@@ -12,8 +12,9 @@ from flax import struct
 from flax.typing import Dtype
 from jaxtyping import Array, Float, Key
 
+from mgie_jax.models.attention import dot_product_attention
 from mgie_jax.models.blocks import Downsample2D, GroupNorm, ResnetBlock2D, Upsample2D
-from mgie_jax.models.common import dot_product_attention
+from mgie_jax.sharding import BATCH, constrain
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class Encoder(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
         config, widths = self.config, self.config.block_out_channels
         groups = config.norm_num_groups
-        x = nn.Conv(widths[0], (3, 3), padding=1, dtype=self.dtype, name="conv_in")(x)
+        x = constrain(nn.Conv(widths[0], (3, 3), padding=1, dtype=self.dtype, name="conv_in")(x), BATCH)
         for i, width in enumerate(widths):
             resample = "down" if i < len(widths) - 1 else None
             x = _Block(width, config.layers_per_block, groups, resample, self.dtype, name=f"down_blocks.{i}")(x)
@@ -132,7 +133,7 @@ class Decoder(nn.Module):
     def __call__(self, z: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
         config, widths = self.config, self.config.block_out_channels[::-1]
         groups = config.norm_num_groups
-        x = nn.Conv(widths[0], (3, 3), padding=1, dtype=self.dtype, name="conv_in")(z)
+        x = constrain(nn.Conv(widths[0], (3, 3), padding=1, dtype=self.dtype, name="conv_in")(z), BATCH)
         x = _MidBlock(widths[0], groups, self.dtype, name="mid_block")(x)
         for i, width in enumerate(widths):
             resample = "up" if i < len(widths) - 1 else None

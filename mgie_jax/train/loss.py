@@ -134,7 +134,7 @@ def make_draws(
     latents = (height // vae.downsampling, width // vae.downsampling, vae.latent_channels)
     rows = examples * noise_draws
     # Drawn for sources and targets, of which the targets' half is used: a key means what it has always meant.
-    posterior = jax.random.normal(posterior_key, (2 * examples, *latents))[examples:]
+    posterior = jax.random.normal(posterior_key, (2, examples, *latents))[1]
     share = jax.random.uniform(time_key, (rows,)) ** (1.0 / timestep_power)
     return Draws(
         posterior=posterior,
@@ -162,9 +162,10 @@ def predict(model: MGIE, params: PyTree, batch: EditPairBatch, draws: Draws, img
     null_guidance = guide(jnp.zeros_like(states[:1]))
 
     # VAE -> clean target latents (a sample, scaled) and the photo's latents (the mode, unscaled).
-    both = jnp.concatenate([batch.source, batch.target])
-    posterior = model.vae.apply({"params": params["vae"]}, both, method="encode")
-    source, target = (jax.tree.map(lambda x, s=s: x[s], posterior) for s in (slice(rows), slice(rows, None)))
+    # An example's two photos stand together: one batch behind the other, half of each would change devices.
+    pairs = jnp.stack([batch.source, batch.target], axis=1)
+    posterior = model.vae.apply({"params": params["vae"]}, pairs.reshape(-1, *pairs.shape[2:]), method="encode")
+    source, target = (jax.tree.map(lambda x, i=i: x[i::2], posterior) for i in range(2))
     latents = target.sample(draws.posterior) * model.config.vae.scaling_factor
 
     # UNet -> the noise, or v.
