@@ -27,6 +27,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 import mgie_jax
 from mgie_jax.cli.train import read_config
@@ -158,13 +159,15 @@ def main() -> None:
 
         step = step_rate(task, config)
         steps, rates, firsts = [], {}, {}
-        for _ in range(args.rounds):
-            steps.append(step())
-            for name, batches in sources.items():
-                for workers in WORKERS:
-                    rate, first = stream_rate(batches, workers, args.examples)
-                    rates.setdefault((name, workers), []).append(rate)
-                    firsts.setdefault((name, workers), []).append(first)
+        with tqdm(total=args.rounds * len(sources) * len(WORKERS), unit="stream") as bar:
+            for _ in range(args.rounds):
+                steps.append(step())
+                for name, batches in sources.items():
+                    for workers in WORKERS:
+                        rate, first = stream_rate(batches, workers, args.examples)
+                        rates.setdefault((name, workers), []).append(rate)
+                        firsts.setdefault((name, workers), []).append(first)
+                        bar.update()
         consumed = statistics.median(steps)
         print(f"step: {consumed:.1f} examples/s (batch {config.batch_size}, {config.image_size} px)")
         for (name, workers), found in rates.items():

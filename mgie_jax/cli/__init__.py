@@ -11,12 +11,12 @@ import sys
 from collections.abc import Sequence
 
 from mgie_jax import __version__
-from mgie_jax.cli import convert, curves, data, edit, eval, export, prepare, train
+from mgie_jax.cli import convert, curves, data, edit, eval, export, plan, prepare, train
 
 # Subcommands import what is heavy inside `run`, once their arguments are known to be good.
 COMMANDS = {
-    "edit": edit, "data": data, "prepare": prepare, "train": train, "export": export, "curves": curves, "eval": eval,
-    "convert": convert,
+    "edit": edit, "data": data, "prepare": prepare, "plan": plan, "train": train, "export": export, "curves": curves,
+    "eval": eval, "convert": convert,
 }  # fmt: skip
 
 

@@ -29,6 +29,7 @@ from mgie_jax.train.state import init_state, make_optimizer, split_params
 from mgie_jax.train.step import make_step
 
 WORDS = 64  # tokens of a prompt beside the photo's
+SUMMARY_TOKENS = 64  # at most, of a summary
 SUMMARIZERS = {"mgie_7b": presets.flan_t5_xxl}
 END, PAD = 2, 0  # LLaMA's; which tokens they are changes nothing of what is compiled
 
@@ -49,6 +50,7 @@ class Program:
         runs: how often it runs for one batch.
         model_flops: FLOPs of a run that are of use (`train.flops`), over all devices; None where all of them are.
         while_turns: how often at most a loop turns whose end depends on the data.
+        beside: what else lies on the devices meanwhile, as `arguments` do.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Program:
     runs: int = 1
     model_flops: float | None = None
     while_turns: int = 1
+    beside: PyTree = None
 
     def trace(self) -> jax.stages.Traced:
         """Its jaxpr, to be lowered and compiled for the devices of the mesh."""
@@ -183,16 +186,16 @@ def prepare_programs(config: ml_collections.ConfigDict, mesh: Mesh, batch: int |
 
     read = {"params": mllm, **texts(width), "pixels": put(_shape((rows, seen, seen, 3)))}
     static = {"max_new_tokens": ask.MAX_NEW_TOKENS, "eos_id": END, "pad_id": PAD}
-    answer = Program("answer", ask.answer, (model,), read, mesh, rows, static, while_turns=ask.MAX_NEW_TOKENS)
+    answer = partial(Program, "answer", ask.answer, (model,), read, mesh, rows, static, while_turns=ask.MAX_NEW_TOKENS)
     if config.init or config.model not in SUMMARIZERS:
-        return [answer]
+        return [answer()]
     t5 = T5ForConditionalGeneration(SUMMARIZERS[config.model](), dtype)
     ids, mask = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)
     weights = _weights(jax.eval_shape(t5.init, jax.random.key(0), ids, mask, ids)["params"], dtype, mesh)
-    # The cleaned answer is at most as long as the answer.
-    told = {"params": weights, **texts(ask.bucket(ask.MAX_NEW_TOKENS)), }
+    told = {"params": weights, **texts(ask.bucket(ask.MAX_NEW_TOKENS))}  # the cleaned answer is no longer than that
     static = {"length_penalty": 1.0, "early_stopping": False}
-    return [answer, Program("summarize", ask.summary, (t5,), told, mesh, rows, static, while_turns=64)]
+    summary = partial(Program, "summarize", ask.summary, (t5,), told, mesh, rows, static, while_turns=SUMMARY_TOKENS)
+    return [answer(beside={"summarizer": weights}), summary(beside={"mllm": mllm})]
 
 
 MODES = {"train": train_programs, "edit": edit_programs, "prepare": prepare_programs}

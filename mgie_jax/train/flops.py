@@ -33,6 +33,7 @@ PEAKS = {
     "TPU v5": 459e12,  # what a v5p calls itself
     "TPU v6 lite": 918e12,
     "TPU v6e": 918e12,
+    "TPU7x": 1153.5e12,  # half a chip
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,  # SXM
     "NVIDIA H100 PCIe": 756e12,

@@ -1,53 +1,21 @@
 """FLOPs counted from the config are those of the program: its matrix products and convolutions, one by one."""
 
 import dataclasses
-import math
 from functools import cache
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mgie_jax.models import presets
 from mgie_jax.models.mgie import MGIE
+from mgie_jax.plan.count import flops as program_flops
 from mgie_jax.train.flops import PEAKS, device_peak, step_flops
 from mgie_jax.train.loss import EditPairBatch, TextBatch, make_instruction_loss, make_joint_loss
 from mgie_jax.train.state import split_params
 
 PAPER = ("mllm/model/embed_tokens/", "mllm/lm_head/", "edit_head/", "unet/")
 TOKENS, ROWS, IMG0 = 24, 2, 312
-
-
-def inner(params: dict):
-    """The programs inside an equation."""
-    for value in params.values():
-        for item in value if isinstance(value, (tuple, list)) else (value,):
-            if hasattr(item, "jaxpr") or hasattr(item, "eqns"):
-                yield getattr(item, "jaxpr", item)
-
-
-def program_flops(jaxpr) -> int:
-    """Two for each multiply-add of every `dot_general` and convolution; a scan's body as often as it runs, and of the
-    branches of a condition the largest."""
-    total = 0
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "dot_general":
-            (contracted, _), _ = eqn.params["dimension_numbers"]
-            total += 2 * eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
-        elif eqn.primitive.name == "conv_general_dilated":
-            kernel, spec = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"].rhs_spec
-            window = math.prod(kernel) // kernel[spec[0]]
-            # Between the pixels of a dilated input lie zeros: the gradient of a strided convolution.
-            total += 2 * eqn.outvars[0].aval.size * window // math.prod(eqn.params["lhs_dilation"])
-        elif eqn.primitive.name == "scan":
-            total += eqn.params["length"] * sum(map(program_flops, inner(eqn.params)))
-        elif eqn.primitive.name == "cond":
-            total += max(map(program_flops, inner(eqn.params)))
-        else:
-            assert eqn.primitive.name != "while", "a loop without a known number of turns"
-            total += sum(map(program_flops, inner(eqn.params)))
-    return total
 
 
 def joint_batch(config, size):
@@ -144,17 +112,3 @@ def test_device_peaks(kind, peak):
 def test_this_device():
     kind = jax.devices()[0].device_kind
     assert (device_peak() is None) == (not any(kind.startswith(known) for known in PEAKS))
-
-
-def test_the_counter_counts_a_product_a_convolution_and_a_scan():
-    def body(x, _):
-        return x @ jnp.ones((4, 4)), None
-
-    def program(x, image):
-        x = jax.lax.scan(body, x, None, length=5)[0]
-        conv = jax.lax.conv_general_dilated(image, jnp.ones((3, 3, 2, 7)), (2, 2), "SAME",
-                                            dimension_numbers=("NHWC", "HWIO", "NHWC"))  # fmt: skip
-        return x.sum() + conv.sum()
-
-    jaxpr = jax.make_jaxpr(jax.jit(program))(jnp.ones((3, 4)), jnp.ones((1, 8, 8, 2)))
-    assert program_flops(jaxpr.jaxpr) == 5 * 2 * 3 * 4 * 4 + 2 * (4 * 4 * 7) * (9 * 2)
