@@ -128,7 +128,7 @@ def draw(plans: dict[str, dict]) -> Figure:
             left.barh(place, held[part], left=start, color=color, label=part if place == 0 else None)
             start += held[part]
         left.plot([plan["hbm_bytes"] / GIB] * 2, [place - 0.45, place + 0.45], color="black", linewidth=2)
-        for at, (bound, seconds) in enumerate(times(plan).items()):
+        for at, seconds in enumerate(times(plan).values()):
             share = seconds / plan["best_seconds"]
             label = LABELS[at] if place == 0 else None
             right.barh(place + 0.2 * (at - 1.5), share, 0.2, color=f"C{at}", label=label)
