@@ -31,6 +31,7 @@ parity: .venv/.installed-dev  ## compare full-size networks with PyTorch's: minu
 
 lint: .venv/.installed-dev  ## check the style
 	.venv/bin/ruff check .
+	.venv/bin/ruff format --check --quiet .
 
 clean:  ## remove build leftovers, caches and out/ (.venv stays)
 	rm -rf build dist out *.egg-info .pytest_cache .ruff_cache

@@ -1,8 +1,8 @@
 """MGIE at full size as the paper trains it (arXiv 2309.17102, section 4.1); `mgie_7b.py:released`: as its code does.
 
-    mgie convert from-official ... mgie_7b_init
-    mgie data build ipr2pr clip-filtered-dataset datasets
-    mgie train --config configs/mgie_7b.py --workdir out --config.init=mgie_7b_init --config.data=datasets/ipr2pr
+mgie convert from-official ... mgie_7b_init
+mgie data build ipr2pr clip-filtered-dataset datasets
+mgie train --config configs/mgie_7b.py --workdir out --config.init=mgie_7b_init --config.data=datasets/ipr2pr
 """
 
 import ml_collections

@@ -10,9 +10,7 @@ MIN_COLUMN = 320  # narrower captions are tiresome to read
 INK, SOFT_INK, PAPER = "#1c1c1e", "#8a8a8e", "#ffffff"
 
 
-def compare_picture(
-    before: Image.Image, after: Image.Image, instruction: str, expressive: str
-) -> Image.Image:
+def compare_picture(before: Image.Image, after: Image.Image, instruction: str, expressive: str) -> Image.Image:
     """Both photos on white, captioned with the instruction (left) and the expressive instruction (right).
 
     Panels have the shape of `after`, scaled (Lanczos) to a long side of 384 to 768 pixels; `before` is

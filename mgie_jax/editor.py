@@ -1,8 +1,8 @@
 """The Python API: a loaded model that edits photos.
 
-    editor = mgie_jax.load()
-    result = editor.edit("photo.jpg", "make it warmer")
-    result.image.save("warmer.png")
+editor = mgie_jax.load()
+result = editor.edit("photo.jpg", "make it warmer")
+result.image.save("warmer.png")
 """
 
 import os
@@ -245,9 +245,7 @@ class Editor:
         if states is not None:
             return list(expressive or [""] * len(instructions)), self._placed(_padded(states, len(batch.ids)))
         if expressive is not None:
-            return list(expressive), jax.block_until_ready(
-                read(self._model, self.params, batch, special=self._special)
-            )
+            return list(expressive), jax.block_until_ready(read(self._model, self.params, batch, special=self._special))
         answer, states = write(self._model, self.params, batch, special=self._special)
         lengths, tokens = to_host(answer.length), to_host(answer.tokens)
         answers = [tokens[i, : lengths[i]] for i in range(len(instructions))]

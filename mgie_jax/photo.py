@@ -83,9 +83,7 @@ def fit(photo: Image.Image, resolution: int, multiple: int) -> tuple[Image.Image
     trimmed_h = 1 - min(1.0, size[1] / size[0] * width / height)
     note = None
     if max(trimmed_w, trimmed_h) >= 0.02:
-        share, side, ends = max(
-            (trimmed_w, "width", "left and right"), (trimmed_h, "height", "top and bottom")
-        )
+        share, side, ends = max((trimmed_w, "width", "left and right"), (trimmed_h, "height", "top and bottom"))
         note = f"{share:.0%} of the photo's {side} was cropped, evenly at {ends}"
     return ImageOps.fit(photo, size, Image.Resampling.LANCZOS), note
 

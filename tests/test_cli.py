@@ -188,9 +188,7 @@ def test_samplers_are_those_there_are():
 
 
 def _python(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, env=ENV, capture_output=True, text=True, timeout=60
-    )
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, env=ENV, capture_output=True, text=True, timeout=60)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a picture", b"\xff\xd8\xff\xe0\x00\x10JFIF"])
@@ -224,9 +222,7 @@ def load(model_dir, **mesh):
 mgie_jax.load = load
 sys.exit(cli.main(["edit", "photo.png", "brighter"]))
 """
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=tmp_path, env=ENV, stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=ENV, stderr=subprocess.PIPE, text=True)
     start = time.monotonic()
     for line in process.stderr:
         if "ready" in line:

@@ -79,9 +79,7 @@ def test_supplied_expressive_instruction_is_read(editor, photos):
     assert np.abs(pixels(first) - pixels(other)).max() > 0
     ids, _ = editor.tokenizer.encode_example("brighter", "The photo is dark.")
     batch = on_device(editor._batch([first.before], ["brighter"], ["The photo is dark."], 1.0, 1.0))
-    hidden = editor._model.mllm.apply(
-        {"params": editor.params["mllm"]}, batch.ids, batch.mask, batch.clip_pixels
-    )
+    hidden = editor._model.mllm.apply({"params": editor.params["mllm"]}, batch.ids, batch.mask, batch.clip_pixels)
     at = ids.index(editor.tokenizer.img_ids[0])
     np.testing.assert_allclose(first.states, hidden[0, at - 1 : at + 7], rtol=1e-4, atol=1e-5)
 

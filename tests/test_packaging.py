@@ -55,9 +55,7 @@ def test_default_requirements_bring_neither_torch_nor_tensorflow(arguments):
 def test_installed_versions_satisfy_the_floors(arguments):
     for line in arguments["install_requires"]:
         requirement = Requirement(line)
-        assert requirement.specifier.contains(
-            importlib.metadata.version(requirement.name), prereleases=True
-        ), line
+        assert requirement.specifier.contains(importlib.metadata.version(requirement.name), prereleases=True), line
 
 
 def test_every_source_folder_is_packaged(arguments):

@@ -61,9 +61,7 @@ def test_modes_open_as_rgb_with_their_brightness(tmp_path, mode):
         image = Image.new("LAB", (8, 8), (128, 128, 128))
     else:
         image = Image.new("L", (8, 8), 128).convert("RGB").convert(mode)
-    opened = _saved(
-        tmp_path, image, "photo.tiff" if mode in ("CMYK", "YCbCr", "LAB", "F", "I") else "photo.png"
-    )
+    opened = _saved(tmp_path, image, "photo.tiff" if mode in ("CMYK", "YCbCr", "LAB", "F", "I") else "photo.png")
     assert opened.mode == "RGB"
     if mode not in ("1", "LAB"):
         assert abs(np.asarray(opened, float).mean() - 128) < 4
@@ -133,12 +131,7 @@ def test_a_decompression_bomb_is_refused_unread(tmp_path):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
-    png = (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b""))
-        + chunk(b"IEND", b"")
-    )
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
     (tmp_path / "bomb.png").write_bytes(png)
     assert_refused(tmp_path / "bomb.png", "megapixels")
 
@@ -150,9 +143,7 @@ def test_an_unreadable_photo_is_refused(tmp_path):
     assert_refused(tmp_path / "a.png", "permissions")
 
 
-@pytest.mark.parametrize(
-    "size", [(1, 1), (1, 3000), (3000, 1), (300, 200), (200, 301), (640, 640), (4000, 1000)]
-)
+@pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (300, 200), (200, 301), (640, 640), (4000, 1000)])
 @pytest.mark.parametrize("resolution, multiple", [(128, 32), (128, 16), (512, 64)])
 def test_fit_gives_sides_the_networks_take(size, resolution, multiple):
     fitted, note = fit(Image.new("RGB", size), resolution, multiple)
@@ -223,9 +214,7 @@ def test_a_saved_picture_has_ordinary_permissions(tmp_path):
 
 def test_saving_from_many_threads_leaves_one_whole_picture(tmp_path):
     pictures = [Image.new("RGB", (64, 64), (shade, 0, 0)) for shade in range(8)]
-    threads = [
-        threading.Thread(target=save_atomic, args=(picture, tmp_path / "a.png")) for picture in pictures
-    ]
+    threads = [threading.Thread(target=save_atomic, args=(picture, tmp_path / "a.png")) for picture in pictures]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -255,9 +244,7 @@ def test_check_writable_finds_the_fault_and_leaves_nothing(tmp_path):
 @pytest.mark.parametrize("size", [(128, 128), (160, 96), (96, 192), (1, 1), (2000, 1000)])
 def test_comparison_shows_both_photos_large_enough(size):
     words = "the picture turns into a calm night scene under deep blue light " * 3
-    picture = compare_picture(
-        Image.new("RGB", size, RED), Image.new("RGB", size, GREEN), "pneumono" * 30, words
-    )
+    picture = compare_picture(Image.new("RGB", size, RED), Image.new("RGB", size, GREEN), "pneumono" * 30, words)
     shown = np.asarray(picture)
     for colour in (RED, GREEN):
         rows, columns = np.nonzero((shown == colour).all(-1))

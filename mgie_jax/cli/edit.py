@@ -47,9 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--guidance-scale", metavar="S", type=float, help="how far to follow the instruction")
     parser.add_argument("--image-guidance-scale", metavar="S", type=float, help="how far to keep the photo")
-    parser.add_argument(
-        "--seed", metavar="N", type=int, default=0, help="equal seeds, equal pictures (default 0)"
-    )
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="equal seeds, equal pictures (default 0)")
     parser.add_argument("--expressive", metavar="TEXT", help="use this expressive instruction, write none")
     parser.add_argument("--mesh", metavar="D,F,T", help="spread the model over all devices: sizes of the axes data,"
                         " fsdp, tensor, one of which may be -1 (default: one device)")  # fmt: skip

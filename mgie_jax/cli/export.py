@@ -56,9 +56,7 @@ def run(args: argparse.Namespace) -> int:
     ema = config.ema_decay > 0 if args.ema is None else args.ema
     weights = read_weights(args.workdir, step, ema)
     try:
-        export(
-            config, args.workdir, weights, args.output, init=args.init, dtype=args.dtype, overwrite=args.overwrite
-        )
+        export(config, args.workdir, weights, args.output, init=args.init, dtype=args.dtype, overwrite=args.overwrite)
     except FileNotFoundError as error:
         raise ValueError(f"{error.filename or error}: there is no such file or folder") from error
     answer = {

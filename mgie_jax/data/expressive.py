@@ -196,9 +196,7 @@ def describe(stats: PhotoStats, rng: np.random.Generator) -> str:
     return _OPENINGS[int(rng.integers(len(_OPENINGS)))].format(words=words)
 
 
-def expressive(
-    kind: str, stats: PhotoStats, rng: np.random.Generator, slots: Mapping[str, str] | None = None
-) -> str:
+def expressive(kind: str, stats: PhotoStats, rng: np.random.Generator, slots: Mapping[str, str] | None = None) -> str:
     """The expressive instruction for an edit of a photo: two sentences, 14 to 28 words.
 
     Args:

@@ -65,9 +65,7 @@ def _radius_map(height: int, width: int) -> np.ndarray:
 
 
 def _shade_corners(image: Image, amount: float) -> Image:
-    return image * (
-        1 - np.float32(amount) * np.clip((_radius_map(*image.shape[:2]) - 0.25) / 0.55, 0, 1) ** 1.5
-    )
+    return image * (1 - np.float32(amount) * np.clip((_radius_map(*image.shape[:2]) - 0.25) / 0.55, 0, 1) ** 1.5)
 
 
 def brighter(image: Image) -> Image:

@@ -159,9 +159,7 @@ def _fit(
     if short < size and not enlarge:
         return image
     scale = size / short
-    return image.resize(
-        (max(size, round(crop_width * scale)), max(size, round(crop_height * scale))), resample
-    )
+    return image.resize((max(size, round(crop_width * scale)), max(size, round(crop_height * scale))), resample)
 
 
 def _decode(content: bytes) -> Image.Image | None:

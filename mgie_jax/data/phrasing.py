@@ -54,7 +54,6 @@ REMARK_WRAPPERS = {
 }
 
 
-
 def _lexical() -> dict[str, tuple[str, ...]]:
     """Kind -> the cores made by the lexicon, less those held out, hand-written, or fit for two kinds."""
     made = {kind: dict.fromkeys(core.lstrip("~") for core in lexicon_cores(kind)) for kind in LEXICON}
@@ -77,9 +76,7 @@ STYLES = ("plain", "sentence", "lazy", "typo")
 _STYLE_ODDS = (0.4, 0.2, 0.25, 0.15)
 
 
-def instruction(
-    kind: str, split: str, rng: np.random.Generator, slots: Mapping[str, str] | None = None
-) -> str:
+def instruction(kind: str, split: str, rng: np.random.Generator, slots: Mapping[str, str] | None = None) -> str:
     """A random instruction for a kind of edit.
 
     Args:

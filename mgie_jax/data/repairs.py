@@ -86,9 +86,7 @@ def degrade(image: Image, kind: str, rng: np.random.Generator) -> Image:
     if fault == "bright":
         return image ** np.float32(rng.uniform(0.3, 0.5))
     if fault == "flat":
-        return (image - np.float32(0.5)) * np.float32(rng.uniform(0.25, 0.5)) + np.float32(
-            rng.uniform(0.4, 0.6)
-        )
+        return (image - np.float32(0.5)) * np.float32(rng.uniform(0.25, 0.5)) + np.float32(rng.uniform(0.4, 0.6))
     if fault == "dull":
         gray = luminance(image)[..., None]
         return gray + (image - gray) * np.float32(rng.uniform(0.15, 0.5))

@@ -106,9 +106,7 @@ def ddim(config: ScheduleConfig, steps: int) -> Sampler:
     now, after = abar[timestep], abar[np.maximum(timestep - stride, 0)]
     ratio = np.sqrt((1 - after) / (1 - now))
     x0_x, x0_out = _variance_preserving_x0(config, np.sqrt(now), np.sqrt(1 - now))
-    table = _table(
-        timestep, np.ones(steps), x0_x, x0_out, next_x=ratio, next_x0=np.sqrt(after) - np.sqrt(now) * ratio
-    )
+    table = _table(timestep, np.ones(steps), x0_x, x0_out, next_x=ratio, next_x0=np.sqrt(after) - np.sqrt(now) * ratio)
     return Sampler(table, 1.0, stochastic=False)
 
 
@@ -150,9 +148,7 @@ def init(sampler: Sampler, noise: Float[Array, "b h w c"]) -> State:
     return State(x, jnp.zeros_like(x))
 
 
-def step(
-    state: State, row: Table, output: Float[Array, "b h w c"], noise: Float[Array, "b h w c"] | None
-) -> State:
+def step(state: State, row: Table, output: Float[Array, "b h w c"], noise: Float[Array, "b h w c"] | None) -> State:
     """One step, in float32, from the network's output at `row.scale_in * state.x`."""
     x0 = row.x0_x * state.x + row.x0_out * output.astype(jnp.float32)
     x = row.next_x * state.x + row.next_x0 * x0 + row.next_prev * state.x0
@@ -174,9 +170,7 @@ def run(denoise: Denoise, table: Table, state: State, noise_fn: NoiseFn | None =
     return jax.lax.scan(body, state, jax.tree.map(jnp.asarray, table))[0]
 
 
-def noise_like(
-    keys: Key[Array, " b"], step: int | Int[Array, ""], shape: tuple[int, ...]
-) -> Float[Array, "b ..."]:
+def noise_like(keys: Key[Array, " b"], step: int | Int[Array, ""], shape: tuple[int, ...]) -> Float[Array, "b ..."]:
     """Unit noise of `shape` (b, ...), each row from its own key: a row is the same alone or in a batch."""
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, step), shape[1:]))(keys)
 

@@ -77,9 +77,7 @@ class CLIPEmbeddings(nn.Module):
         patches = convolve(pixels).reshape(pixels.shape[0], config.num_patches, config.hidden_size)
         token = self.param("class_embedding", nn.initializers.normal(0.02), (config.hidden_size,))
         token = jnp.broadcast_to(token.astype(self.dtype), (pixels.shape[0], 1, config.hidden_size))
-        place = nn.Embed(
-            config.num_patches + 1, config.hidden_size, dtype=self.dtype, name="position_embedding"
-        )
+        place = nn.Embed(config.num_patches + 1, config.hidden_size, dtype=self.dtype, name="position_embedding")
         return jnp.concatenate([token, patches], axis=1) + place(jnp.arange(config.num_patches + 1))
 
 
@@ -102,9 +100,7 @@ class CLIPMLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         x = nn.Dense(self.config.intermediate_size, dtype=self.dtype, name="fc1")(x)
-        return nn.Dense(self.config.hidden_size, dtype=self.dtype, name="fc2")(
-            ACTIVATIONS[self.config.hidden_act](x)
-        )
+        return nn.Dense(self.config.hidden_size, dtype=self.dtype, name="fc2")(ACTIVATIONS[self.config.hidden_act](x))
 
 
 class CLIPLayer(nn.Module):
@@ -174,9 +170,7 @@ class CLIPVisionModel(nn.Module):
     def setup(self):
         self.vision_model = CLIPVisionTransformer(self.config, self.dtype, self.remat)
 
-    def __call__(
-        self, pixels: Float[Array, "b h w c"], select_layer: int = -2
-    ) -> Float[Array, "b patches d"]:
+    def __call__(self, pixels: Float[Array, "b h w c"], select_layer: int = -2) -> Float[Array, "b patches d"]:
         """The patch states of one layer, the class token dropped, as LLaVA feeds them to its projector.
 
         `pixels` are CLIP-normalised, `image_size` square. `select_layer` indexes transformers'
@@ -189,9 +183,7 @@ class CLIPVisionModel(nn.Module):
             raise ValueError(f"select_layer {select_layer} is not a hidden state of {layers} layers")
         return self.vision_model(pixels, depth)[:, 1:]
 
-    def pooled(
-        self, pixels: Float[Array, "b h w c"]
-    ) -> tuple[Float[Array, "b tokens d"], Float[Array, "b d"]]:
+    def pooled(self, pixels: Float[Array, "b h w c"]) -> tuple[Float[Array, "b tokens d"], Float[Array, "b d"]]:
         """transformers' (last_hidden_state, pooler_output): every token of the last layer, class token first,
         and the class token after the final norm. `pixels` as in `__call__`.
         """

@@ -13,9 +13,7 @@ def _is_weight_product(primitive, *args, **params) -> bool:
 
 REMAT_POLICIES = {"blocks": None, "dots": _is_weight_product}
 
-Stack = tuple[
-    Float[Array, "layers b slots kv_heads head_dim"], Float[Array, "layers b slots kv_heads head_dim"]
-]
+Stack = tuple[Float[Array, "layers b slots kv_heads head_dim"], Float[Array, "layers b slots kv_heads head_dim"]]
 
 
 def append_to_stack(

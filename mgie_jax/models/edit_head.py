@@ -66,9 +66,7 @@ class Layer(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b l c"], memory: Float[Array, "b m c"] | None = None
-    ) -> Float[Array, "b l c"]:
+    def __call__(self, x: Float[Array, "b l c"], memory: Float[Array, "b m c"] | None = None) -> Float[Array, "b l c"]:
         c = self.config
         h = layer_norm("norm1", self.dtype)(x)
         x = x + MultiheadAttention(c.nhead, self.dtype, name="self_attn")(h, h)
@@ -88,9 +86,7 @@ class Stack(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b l c"], memory: Float[Array, "b m c"] | None = None
-    ) -> Float[Array, "b l c"]:
+    def __call__(self, x: Float[Array, "b l c"], memory: Float[Array, "b m c"] | None = None) -> Float[Array, "b l c"]:
         for i in range(self.config.num_layers):
             x = Layer(self.config, self.cross, self.dtype, name=f"layers.{i}")(x, memory)
         return layer_norm("norm", self.dtype)(x)

@@ -32,9 +32,7 @@ class MLLMConfig:
         if self.mm_projector_type not in ("linear", "mlp2x_gelu"):
             raise ValueError(f"unknown mm_projector_type {self.mm_projector_type!r}")
         if not 0 <= self.im_patch_id < self.llm.vocab_size:
-            raise ValueError(
-                f"im_patch_id {self.im_patch_id} is outside a vocabulary of {self.llm.vocab_size}"
-            )
+            raise ValueError(f"im_patch_id {self.im_patch_id} is outside a vocabulary of {self.llm.vocab_size}")
         if self.llm.tie_word_embeddings:
             raise ValueError("the MLLM trains its word embedding and lm_head apart: they cannot be tied")
 

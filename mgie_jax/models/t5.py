@@ -39,9 +39,7 @@ class T5Config:
 
     def __post_init__(self):
         if self.tie_word_embeddings:
-            raise ValueError(
-                "T5 v1.1 has an lm_head of its own; the first T5, with tied embeddings, is not supported"
-            )
+            raise ValueError("T5 v1.1 has an lm_head of its own; the first T5, with tied embeddings, is not supported")
 
 
 @struct.dataclass
@@ -246,9 +244,7 @@ class T5Decoder(nn.Module):
 
     def setup(self):
         config = self.config
-        lift = dict(
-            variable_axes={"params": 0}, split_rngs={"params": True}, length=config.num_decoder_layers
-        )
+        lift = dict(variable_axes={"params": 0}, split_rngs={"params": True}, length=config.num_decoder_layers)
         tokens = dict(in_axes=(0, 0, 0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast), **lift)
         cross = dict(in_axes=nn.broadcast, **lift)
         self.block = nn.scan(T5DecoderBlock, methods={"__call__": tokens, "cross": cross})(config, self.dtype)
@@ -268,9 +264,7 @@ class T5Decoder(nn.Module):
         )
         return T5Cache(own=own, cross_keys=keys, cross_values=values, cross_mask=mask)
 
-    def __call__(
-        self, embeds: Float[Array, "b l d"], cache: T5Cache
-    ) -> tuple[Float[Array, "b l d"], T5Cache]:
+    def __call__(self, embeds: Float[Array, "b l d"], cache: T5Cache) -> tuple[Float[Array, "b l d"], T5Cache]:
         """See `T5ForConditionalGeneration.decode`."""
         own, length = cache.own, embeds.shape[1]
         if length > own.valid.shape[1]:

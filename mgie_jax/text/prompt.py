@@ -111,9 +111,7 @@ class PromptTokenizer:
         if missing or tokenizer.eos_token_id is None:
             missing += ["an end-of-sequence token"] if tokenizer.eos_token_id is None else []
             raise ValueError(f"the tokenizer lacks {', '.join(missing)}; add them (tokenizer.add_tokens)")
-        self.im_patch_id, self.im_start_id, self.im_end_id = (
-            vocabulary[t] for t in (IM_PATCH, IM_START, IM_END)
-        )
+        self.im_patch_id, self.im_start_id, self.im_end_id = (vocabulary[t] for t in (IM_PATCH, IM_START, IM_END))
         self.img_ids = tuple(vocabulary[t] for t in IMG_TOKENS)
         if self.img_ids != tuple(range(self.img_ids[0], self.img_ids[0] + 8)):
             raise ValueError(f"[IMG0]..[IMG7] must be eight consecutive ids, found {self.img_ids}")
@@ -149,9 +147,7 @@ class PromptTokenizer:
             raise PromptError("the instruction is empty")
         bos = [] if self.bos_id is None else [self.bos_id]
         patches = [self.im_patch_id] * self.num_patches
-        return (
-            bos + self._encode(_head(instruction, self.config)) + [self.im_start_id, *patches, self.im_end_id]
-        )
+        return bos + self._encode(_head(instruction, self.config)) + [self.im_start_id, *patches, self.im_end_id]
 
     def encode_prompt(self, instruction: str) -> list[int]:
         """Ids of the prompt, ready for generation: they end with "ASSISTANT:".

@@ -28,9 +28,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, model_max_length: int = 512
       ValueError: `vocab_size` leaves no room beside special tokens and bytes.
     """
     if vocab_size < _FLOOR:
-        raise ValueError(
-            f"vocab_size must be at least {_FLOOR} (special tokens and 256 bytes), got {vocab_size}"
-        )
+        raise ValueError(f"vocab_size must be at least {_FLOOR} (special tokens and 256 bytes), got {vocab_size}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -77,7 +75,5 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> No
     config = folder / "tokenizer_config.json"
     fields = json.loads(config.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
     config.write_text(json.dumps(fields, indent=2) + "\n")
-    special = {
-        name: getattr(tokenizer, name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")
-    }
+    special = {name: getattr(tokenizer, name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n")

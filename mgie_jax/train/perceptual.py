@@ -20,7 +20,10 @@ class _PlainUnpickler(pickle.Unpickler):
         if module.startswith("flax") and name == "FrozenDict":
             return dict
         if module.removeprefix("numpy.").split(".")[0] in ("core", "_core", "numpy") and name in (
-            "_reconstruct", "ndarray", "dtype", "scalar"
+            "_reconstruct",
+            "ndarray",
+            "dtype",
+            "scalar",
         ):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"LPIPS weights name {module}.{name}, which is not an array")

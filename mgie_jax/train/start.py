@@ -57,9 +57,7 @@ def model_config(config: ml_collections.ConfigDict) -> MGIEConfig:
     return PRESETS[config.model]()
 
 
-def load_start(
-    path: AnyPath, parts: Collection[str], trainable: Sequence[str], mesh: Mesh, frozen_dtype: str
-) -> Start:
+def load_start(path: AnyPath, parts: Collection[str], trainable: Sequence[str], mesh: Mesh, frozen_dtype: str) -> Start:
     """Reads the top-level trees `parts` of a model directory onto the mesh: each device its own shards and no more.
 
     Args:

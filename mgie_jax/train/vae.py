@@ -17,15 +17,17 @@ from mgie_jax.train.perceptual import load_lpips
 from mgie_jax.train.step import SplitLoss
 
 
-def make_vae_task(vae: VAEConfig, photos: Sequence[UInt8[np.ndarray, "h w 3"]], config: ml_collections.ConfigDict,
-                  params: PyTree | None = None) -> Task:
+def make_vae_task(
+    vae: VAEConfig,
+    photos: Sequence[UInt8[np.ndarray, "h w 3"]],
+    config: ml_collections.ConfigDict,
+    params: PyTree | None = None,
+) -> Task:
     """The task of training `vae` on `photos`; `params` continues from given weights."""
     model = AutoencoderKL(vae)
     if params is None:
         size = config.image_size
-        params = model.init(
-            jax.random.key(config.seed), jnp.zeros((1, size, size, 3)), jax.random.key(0)
-        )["params"]
+        params = model.init(jax.random.key(config.seed), jnp.zeros((1, size, size, 3)), jax.random.key(0))["params"]
     lpips = load_lpips() if config.lpips_weight else None
 
     def draw(key: Array, batch: UInt8[Array, "b h w 3"]) -> Float[Array, "b h2 w2 c"]:
@@ -51,9 +53,7 @@ def make_vae_task(vae: VAEConfig, photos: Sequence[UInt8[np.ndarray, "h w 3"]], 
         return total, {"loss": total, "L_1": l1, "L_lpips": perceptual, "kl": kl, "psnr": psnr}
 
     loss = SplitLoss(draw, count=len, value=value)
-    crops = CropBatches(
-        photos, config.seed, config.batch_size, config.image_size, config.max_zoom, config.color_jitter
-    )
+    crops = CropBatches(photos, config.seed, config.batch_size, config.image_size, config.max_zoom, config.color_jitter)
     return Task({"vae": params}, {}, loss, crops)
 
 

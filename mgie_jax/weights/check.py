@@ -227,9 +227,7 @@ def _vocabulary(path: AnyPath, config: MGIEConfig) -> tuple[int, dict[str, int]]
     return tokenizer.vocab_size, dict(sorted(special.items(), key=lambda item: item[1]))
 
 
-def _files(
-    path: AnyPath, progress: Callable[[int], None] | None
-) -> tuple[tuple[FileReport, ...], list[str], bool]:
+def _files(path: AnyPath, progress: Callable[[int], None] | None) -> tuple[tuple[FileReport, ...], list[str], bool]:
     """Every file with its checksum, what is wrong with them, and whether checksums were recorded."""
     faults: list[str] = []
     try:

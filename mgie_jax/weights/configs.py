@@ -106,9 +106,7 @@ def from_fields(cls: type[C], fields: Any, where: str) -> C:
 def _typed(value: Any, hint: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return (
-            None if value is None else _typed(value, next(a for a in arguments if a is not type(None)), where)
-        )
+        return None if value is None else _typed(value, next(a for a in arguments if a is not type(None)), where)
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return from_fields(hint, value, where)
     if origin is tuple and isinstance(value, (list, tuple)):

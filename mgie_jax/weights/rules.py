@@ -167,9 +167,7 @@ def to_torch(params: Mapping) -> dict[str, np.ndarray]:
     return tensors
 
 
-def match(
-    template: Mapping, tensors: Mapping[str, Any], network: str, table: Table = PLAIN
-) -> dict[str, str]:
+def match(template: Mapping, tensors: Mapping[str, Any], network: str, table: Table = PLAIN) -> dict[str, str]:
     """{the network's key: key in `tensors`}, complete on both sides; values need only `shape` and `dtype`.
 
     Raises:
@@ -307,8 +305,6 @@ def from_torch(
     source = match(template, tensors, network, table)
     params = {}
     for leaf, want in leaves(template):
-        lazy = LazyLeaf(
-            tuple(want.shape), np.dtype(want.dtype), leaf, tuple(tensors[source[key]] for key in leaf.keys)
-        )
+        lazy = LazyLeaf(tuple(want.shape), np.dtype(want.dtype), leaf, tuple(tensors[source[key]] for key in leaf.keys))
         params[leaf.path] = place(leaf.path, lazy)
     return unflatten_dict(params)

@@ -181,9 +181,7 @@ def write_tensors(
         name = f"{stem}.safetensors"
         return {name: write_safetensors(folder / name, shards[0], progress)}
     names = [f"{stem}-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
-    sums = {
-        name: write_safetensors(folder / name, shard, progress) for name, shard in zip(names, shards, strict=True)
-    }
+    sums = {name: write_safetensors(folder / name, shard, progress) for name, shard in zip(names, shards, strict=True)}
     where = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
     total = sum(_nbytes(*item) for shard in shards for item in shard.values())
     text = json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=2) + "\n"

@@ -77,9 +77,7 @@ def magicbrush(root):
     files = [picture(200 + i, "PNG") for i in range(3)]
     for name, content in zip(names, files, strict=True):
         write(root / "test" / "images" / "242679" / name, content)
-    turns = [
-        {"input": names[i], "mask": "m.png", "output": names[i + 1], "instruction": f"turn {i}"} for i in range(2)
-    ]
+    turns = [{"input": names[i], "mask": "m.png", "output": names[i + 1], "instruction": f"turn {i}"} for i in range(2)]
     write(root / "test" / "edit_turns.json", turns)
     for i in range(2):
         id = f"242679-output{i + 1}"

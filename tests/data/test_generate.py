@@ -25,9 +25,7 @@ def photos():
     rng = np.random.default_rng(0)
     shapes = ((96, 120), (100, 80), (90, 90))
     small = [rng.integers(20, 236, (6, 6, 3), dtype=np.uint8) for _ in shapes]
-    return [
-        np.asarray(Image.fromarray(s).resize(shape[::-1])) for s, shape in zip(small, shapes, strict=True)
-    ]
+    return [np.asarray(Image.fromarray(s).resize(shape[::-1])) for s, shape in zip(small, shapes, strict=True)]
 
 
 def same(a, b):

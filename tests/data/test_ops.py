@@ -53,9 +53,7 @@ def test_kinds_are_many_and_differ():
             assert np.abs(first - second).mean() > 0.01
 
 
-@pytest.mark.parametrize(
-    "name", ["blur", "sharpen", "vignette", "pixelate", "sketch", "fog", "sunset", "old_photo"]
-)
+@pytest.mark.parametrize("name", ["blur", "sharpen", "vignette", "pixelate", "sketch", "fog", "sunset", "old_photo"])
 def test_same_at_every_resolution(name):
     """Editing, then shrinking, is nearly shrinking, then editing."""
     large = scene(128)

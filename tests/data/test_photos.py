@@ -17,9 +17,7 @@ from mgie_jax.data.rcc import read_rcc
 def photo(seed, size=(200, 150)):
     """Smooth random color fields with noise: statistically a photograph."""
     rng = np.random.default_rng(seed)
-    base = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)).resize(
-        size, Image.Resampling.BICUBIC
-    )
+    base = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
     noisy = np.asarray(base, np.float32) + rng.normal(0, 6, (size[1], size[0], 3))
     return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
 
@@ -85,9 +83,7 @@ def test_collect(tmp_path):
     (source / "broken.jpg").write_bytes(b"\xff\xd8 not really")
     (source / "notes.txt").write_text("not a picture")
     bundle = tmp_path / "bundle.rcc"
-    bundle.write_bytes(
-        build_rcc({"in-rcc.webp": encoded(photo(4), "WEBP", quality=95), "skip.jpg": encoded(photo(5))})
-    )
+    bundle.write_bytes(build_rcc({"in-rcc.webp": encoded(photo(4), "WEBP", quality=95), "skip.jpg": encoded(photo(5))}))
     with zipfile.ZipFile(tmp_path / "wheel.whl", "w") as archive:
         archive.writestr("data/in-zip.jpg", encoded(photo(6), quality=95))
     sources = [source, bundle, tmp_path / "wheel.whl"]

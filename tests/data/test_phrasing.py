@@ -59,9 +59,7 @@ def every_expressive(kind):
     settings = [(stats, slots[0]) for stats in every_stats()]
     if kind in LOCAL_KINDS:
         settings += [(PhotoStats(0.1, 0.1, 0.05, (0.1, 0.1, 0.1)), other) for other in slots]
-    return {
-        expressive(kind, stats, np.random.default_rng(seed), s) for stats, s in settings for seed in range(6)
-    }
+    return {expressive(kind, stats, np.random.default_rng(seed), s) for stats, s in settings for seed in range(6)}
 
 
 def test_every_kind_has_words():
@@ -174,9 +172,7 @@ def test_no_trigram_in_both_prompt_and_answer():
                 for split, cores in CORES[kind].items():
                     for core in cores:
                         wrappers = (REMARK_WRAPPERS if core.startswith("~") else WRAPPERS)[split]
-                        for wrapper, noun in itertools.product(
-                            wrappers, NOUNS if "{n}" in core else NOUNS[:1]
-                        ):
+                        for wrapper, noun in itertools.product(wrappers, NOUNS if "{n}" in core else NOUNS[:1]):
                             text = surface(core, wrapper, noun, "plain", slots)
                             asked.update(dict.fromkeys(trigrams(text), text))
     for cores in LEXICAL_CORES.values():

@@ -49,7 +49,6 @@ def test_installed_once_and_again_when_its_requirements_have_changed(site):
         assert site.run("slurm.sh", "--", *COMMAND).returncode == 0
     assert [call.split()[0] for call in site.calls] == ["python3", "sbatch", "sbatch"]
 
-
     later = (site.checkout / ".venv-cuda" / ".installed").stat().st_mtime + 10
     os.utime(site.checkout / "setup.py", (later, later))
     (site.checkout / ".venv-cuda" / "bin" / "python").unlink()

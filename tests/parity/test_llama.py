@@ -79,9 +79,7 @@ def test_cached_pieces_give_the_states_of_one_pass(pair, side):
     @jax.jit
     def step(params, ids, mask, cache):
         start = cache.next_position[:, None]
-        return ours.apply(
-            params, ours.apply(params, ids, method="embed"), start + text_positions(mask), mask, cache
-        )
+        return ours.apply(params, ours.apply(params, ids, method="embed"), start + text_positions(mask), mask, cache)
 
     hidden, cache = step(params, ids, mask, cache)
     pieces = []

@@ -42,9 +42,7 @@ def noises(steps):
 def their_trace(scheduler, steps, noise, monkeypatch):
     """Latents after each step."""
     queue = iter(noise[1:])
-    monkeypatch.setattr(
-        scheduling_euler_ancestral_discrete, "randn_tensor", lambda *a, **k: torch.tensor(next(queue))
-    )
+    monkeypatch.setattr(scheduling_euler_ancestral_discrete, "randn_tensor", lambda *a, **k: torch.tensor(next(queue)))
     scheduler.set_timesteps(steps)
     x = torch.tensor(noise[0]) * scheduler.init_noise_sigma
     trace = []

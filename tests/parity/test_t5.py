@@ -33,9 +33,7 @@ def batch():
 def reference(theirs, ids, mask, decoder_ids):
     ids, mask, decoder_ids = (torch.tensor(np.asarray(x)).long() for x in (ids, mask, decoder_ids))
     with torch.no_grad():
-        return theirs(
-            input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids, output_hidden_states=True
-        )
+        return theirs(input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids, output_hidden_states=True)
 
 
 def test_encoder_decoder_and_logits(pair, batch):
@@ -61,9 +59,7 @@ def test_cached_decoding_token_by_token(pair, batch):
     for t in range(3, decoder_ids.shape[1]):
         hidden, cache = step(decoder_ids[:, t : t + 1], cache)
         pieces.append(hidden)
-    assert (
-        relative_error(jnp.concatenate(pieces, 1), reference(theirs, *batch).decoder_hidden_states[-1]) < 1e-4
-    )
+    assert relative_error(jnp.concatenate(pieces, 1), reference(theirs, *batch).decoder_hidden_states[-1]) < 1e-4
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])

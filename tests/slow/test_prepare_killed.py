@@ -87,7 +87,11 @@ def test_killed_without_a_model_at_many_more_moments(place, tmp_path):
 def test_eight_devices_write_what_one_does(place, tiny_model_dir, undisturbed, mesh):
     out = place / f"mesh-{mesh}"
     process = start(
-        place, out, tiny_model_dir, f"--mesh={mesh}", NPROC="32",
+        place,
+        out,
+        tiny_model_dir,
+        f"--mesh={mesh}",
+        NPROC="32",
         XLA_FLAGS="--xla_force_host_platform_device_count=8",
     )
     finish(process)

@@ -72,9 +72,7 @@ def test_tokens_are_those_of_generate_for_prompts_of_several_lengths(pair):
     theirs, params = pair
     free = [generate(theirs, prompt, eos_token_id=None) for prompt in PROMPTS]
     wanted = [generate(theirs, prompt, eos_token_id=None, no_repeat_ngram_size=3) for prompt in PROMPTS]
-    assert all(a != b for a, b in zip(free, wanted, strict=True)), (
-        "the ban must matter for this test to mean much"
-    )
+    assert all(a != b for a, b in zip(free, wanted, strict=True)), "the ban must matter for this test to mean much"
     out = decode(params, PROMPTS, eos_id=NEVER)
     assert out.tokens.tolist() == wanted
     assert out.length.tolist() == [NEW] * 3

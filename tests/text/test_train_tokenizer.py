@@ -66,10 +66,7 @@ def test_saved_tokenizer_is_the_same(tokenizer, tmp_path):
     assert loaded.get_vocab() == tokenizer.get_vocab()
     assert loaded(TEXTS[1])["input_ids"] == tokenizer(TEXTS[1])["input_ids"]
     assert (loaded.bos_token_id, loaded.eos_token_id, loaded.pad_token_id) == (1, 2, 0)
-    assert (
-        json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"]
-        == "PreTrainedTokenizerFast"
-    )
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
 def test_training_is_deterministic():

@@ -122,7 +122,7 @@ def test_a_damaged_newest_is_named_and_the_one_before_used(two, tmp_path, capfd,
         path = folder / file
     KINDS[kind](path)
     assert_same(restored(tmp_path), state(1))
-    line, = capfd.readouterr().err.splitlines()
+    (line,) = capfd.readouterr().err.splitlines()
     assert "checkpoint 2 is damaged" in line
     assert path.name in line or file == "SHA256SUMS"  # which may say anything now
     assert (tmp_path / "damaged/2").is_dir()

@@ -165,9 +165,7 @@ def events(path):
 
 def test_tensorboard_shows_the_same_figures(tmp_path):
     run(tmp_path, 0, 4)
-    told = {
-        (value.tag, event.step): value.simple_value for event in events(tmp_path) for value in event.summary.value
-    }
+    told = {(value.tag, event.step): value.simple_value for event in events(tmp_path) for value in event.summary.value}
     for row in read_lines(tmp_path / "metrics.jsonl"):
         for name, value in row.items():
             assert name == "step" or told[name, row["step"]] == pytest.approx(value)

@@ -73,9 +73,9 @@ def test_every_setting_survives(params, tokenizer_dir, tmp_path):
 
 def test_half_the_bytes(params, tokenizer_dir, tmp_path):
     save_model_dir(tmp_path / "m", CONFIG, params, tokenizer_dir, dtype=jnp.bfloat16)
-    assert np.asarray(
-        read_tensors(tmp_path / "m" / "unet", "diffusion_pytorch_model")["conv_in.bias"]
-    ).dtype == (ml_dtypes.bfloat16)
+    assert np.asarray(read_tensors(tmp_path / "m" / "unet", "diffusion_pytorch_model")["conv_in.bias"]).dtype == (
+        ml_dtypes.bfloat16
+    )
     _, loaded = load_model_dir(tmp_path / "m", dtype=jnp.bfloat16)
     assert_equal(loaded, jax.tree.map(lambda leaf: leaf.astype(ml_dtypes.bfloat16), params))
 
@@ -134,10 +134,7 @@ def test_ours_reads_pytorchs(copy):
     assert config == CONFIG
     assert_equal(to_torch(loaded["unet"]), states["unet"])
     assert_equal(to_torch(loaded["vae"]), states["vae"])
-    tower = {
-        key.removeprefix("vision_model."): v
-        for key, v in to_torch(loaded["mllm"].pop("vision_tower")).items()
-    }
+    tower = {key.removeprefix("vision_model."): v for key, v in to_torch(loaded["mllm"].pop("vision_tower")).items()}
     assert_equal(tower, {key.removeprefix("vision_model."): v for key, v in states["vision_tower"].items()})
     assert_equal(to_torch(loaded["mllm"]), states["mllm"])
 
@@ -153,9 +150,7 @@ def test_emb_defaults_to_the_last_rows(params, tokenizer_dir, tmp_path):
 def test_leaves_are_placed_with_their_paths(saved, params):
     paths = []
     load_model_dir(saved, place=lambda path, array: paths.append(path) or array)
-    expected = [
-        tuple(str(key.key) for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(params)
-    ]
+    expected = [tuple(str(key.key) for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     assert sorted(paths) == sorted(expected)
 
 

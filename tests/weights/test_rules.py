@@ -142,9 +142,7 @@ def test_each_tensor_is_read_once_and_only_if_all_fit():
 
 def test_leaves_are_placed_one_by_one():
     placed = {}
-    out = from_torch(
-        template(), to_torch(tree()), "net", place=lambda path, leaf: placed.setdefault(path, path)
-    )
+    out = from_torch(template(), to_torch(tree()), "net", place=lambda path, leaf: placed.setdefault(path, path))
     assert out["model"]["layers"]["norm"]["scale"] == ("model", "layers", "norm", "scale")
     assert len(placed) == len(jax.tree.leaves(tree()))
 
@@ -226,9 +224,7 @@ def test_tied_embeddings_stand_in_and_clashes_are_errors():
         "model": {"embed_tokens": {"embedding": np.arange(6.0).reshape(3, 2)}},
         "lm_head": {"kernel": np.zeros((2, 3))},
     }
-    loaded = from_torch(
-        params, {"model.embed_tokens.weight": np.arange(6.0).reshape(3, 2)}, "mllm", tables.MLLM
-    )
+    loaded = from_torch(params, {"model.embed_tokens.weight": np.arange(6.0).reshape(3, 2)}, "mllm", tables.MLLM)
     np.testing.assert_array_equal(loaded["lm_head"]["kernel"], np.arange(6.0).reshape(3, 2).T)
     twice = {"a.weight": np.zeros(2), "vision_model.a.weight": np.ones(2)}
     with pytest.raises(KeyMismatch, match=r"unexpected: vision_model\.a\.weight"):
