@@ -23,6 +23,8 @@ KERNEL_FROM = 512  # queries and keys; below, a TPU keeps the logits of a few ro
 LANES = 128  # of a TPU's vector unit; blocks of keys are whole multiples
 QUERY_BLOCK, KEY_BLOCK = 512, 1024  # of splash attention, at most
 BLOCK_BYTES = 2**19  # of its queries or keys, at most: a TPU v4 has 16 MiB for all that a kernel holds
+Queries = Float[Array, "b h q d"]
+Keys = Float[Array, "b h2 k d"]  # and values
 WIDEST = {"splash": 512, "cudnn": 128}  # head_dim; above 128, cuDNN's backward pass depends on the card
 
 
@@ -87,15 +89,15 @@ def on_mesh(kernel: Callable, q: Array, k: Array, v: Array, valid: Array | None)
 
 
 def attend_splash(
-    q: Float[Array, "b h q d"],
-    k: Float[Array, "b h2 k d"],
-    v: Float[Array, "b h2 k d"],
+    q: Queries,
+    k: Keys,
+    v: Keys,
     valid: Bool[Array, "b k"] | None,
     *,
     scale: float,
     causal: bool,
     interpret: bool = False,
-) -> Float[Array, "b h q d"]:
+) -> Queries:
     """Splash attention, a TPU kernel, of any lengths; `interpret` runs it on other machines, slowly."""
     queries, keys = q.shape[2], k.shape[2]
     if keys % LANES and valid is None:
@@ -156,16 +158,16 @@ def _cudnn_takes(q: Array, k: Array, causal: bool) -> bool:
 
 
 def attend_at_once(
-    q: Float[Array, "b h q d"],
-    k: Float[Array, "b h2 k d"],
-    v: Float[Array, "b h2 k d"],
+    q: Queries,
+    k: Keys,
+    v: Keys,
     valid: Bool[Array, "b k"] | None,
     *,
     scale: float,
     start: int | Int[Array, ""] | None,
     mask: Array | None,
     bias: Array | None,
-) -> Float[Array, "b h q d"]:
+) -> Queries:
     """Attention of plain matmuls, which any compiler takes."""
     k, v = _for_each_query_head(q, k, v)
     masks = [] if mask is None else [mask]
@@ -194,9 +196,7 @@ def _attend(
     return (y / weights.sum(-1, keepdims=True)).astype(v.dtype)
 
 
-def _attend_blocked(
-    q: Float[Array, "b h q d"], k: Float[Array, "b h2 k d"], v: Float[Array, "b h2 k d"], valid: None, *, scale: float
-) -> Float[Array, "b h q d"]:
+def _attend_blocked(q: Queries, k: Keys, v: Keys, valid: None, *, scale: float) -> Queries:
     """As `_attend`, one head of one row at a time, recomputed in the backward pass.
 
     A CPU's cache holds one attention matrix and not a batch of them: forward and backward over 256 tokens are

@@ -40,6 +40,7 @@ def text(plan: Plan, config: str) -> str:
 
 
 def title(plan: Plan, config: str) -> str:
+    """What was planned, and for which machine."""
     return f"{plan.request.mode} of {config} on {plan.topology}: {plan.topology.devices} x {plan.topology.machine.name}"
 
 
@@ -50,6 +51,7 @@ def notes(plan: Plan) -> list[str]:
 
 
 def best(plan: Plan) -> str:
+    """How fast it can be, and what it then waits for."""
     rate = plan.facts[0].examples / plan.seconds if plan.seconds else 0.0
     shown = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
     bound = bounds(plan)[plan.bound]
@@ -230,6 +232,7 @@ def size(nbytes: int | float) -> str:
 
 
 def seconds(value: int | float) -> str:
+    """A time: 1.23 ms and so on."""
     if value >= 1000:
         return f"{value:,.0f} s"
     for unit, name in ((1, "s"), (1e-3, "ms"), (1e-6, "us")):
@@ -239,4 +242,5 @@ def seconds(value: int | float) -> str:
 
 
 def percent(share: float) -> str:
+    """A share of 1 as 12 %."""
     return f"{100 * share:.0f} %"

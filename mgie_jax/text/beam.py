@@ -1,6 +1,7 @@
 """Beam search as one compiled loop, for any network that can be stepped a token at a time."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -47,6 +48,61 @@ def _pick(tree: Any, index: Int[Array, "b k"]) -> Any:
     )
 
 
+@dataclass(frozen=True)
+class _Search:
+    """What stays the same from token to token; the fields are `beam_search`'s arguments."""
+
+    beams: int
+    max_new_tokens: int
+    min_new_tokens: int | Int[Array, ""]
+    eos_id: int
+    no_repeat_ngram: int
+    length_penalty: float | Float[Array, ""]
+    early_stopping: bool
+    prompt_length: Int[Array, " b"]
+
+    def scores(self, t: int | Int[Array, ""], said: Step, live: _Live) -> Float[Array, "b beams vocab"]:
+        """Of each live beam with each t-th token after it; -inf for what is not allowed."""
+        batch, beams, room = live.text.shape
+        vocab = said.logits.shape[-1]
+        length = jnp.repeat(self.prompt_length, beams) + t
+        banned = repeats_ngram(live.text.reshape(-1, room), length, self.no_repeat_ngram, vocab)
+        banned |= (jnp.arange(vocab) == self.eos_id) & (t < self.min_new_tokens)
+        score = jnp.where(banned, -jnp.inf, jax.nn.log_softmax(said.logits.astype(jnp.float32)))
+        return score.reshape(batch, beams, vocab) + live.score[..., None]
+
+    def advance(
+        self, t: int | Int[Array, ""], said: Step, live: _Live, done: _Done, improvable: Bool[Array, " b"]
+    ) -> tuple[_Live, _Done, Bool[Array, " b"], Int[Array, "b beams"]]:
+        """Choose the t-th tokens: the live and ended beams after them, and the beam each live one comes from."""
+        batch, beams, _ = live.text.shape
+        score = self.scores(t, said, live)
+
+        # Twice as many candidates as beams: each beam has one that ends, so as many again go on.
+        score, index = jax.lax.top_k(score.reshape(batch, -1), 2 * beams)
+        vocab = said.logits.shape[-1]
+        parent, token = index // vocab, index % vocab
+        place = jnp.arange(batch)[:, None], jnp.arange(2 * beams), (self.prompt_length + t)[:, None]
+        text = _pick(live.text, parent).at[place].set(token.astype(live.text.dtype))
+        ended = (token == self.eos_id) | (t + 1 == self.max_new_tokens)
+
+        # An end counts only among the best `beams` candidates, and while the row is not done.
+        counts = ended & (jnp.arange(2 * beams) < beams) & improvable[:, None]
+        if self.early_stopping:
+            counts &= ~done.filled.all(-1, keepdims=True)
+        penalty = (t + 1.0) ** self.length_penalty
+        length = jnp.broadcast_to(t + 1, score.shape).astype(done.length.dtype)
+        more = _Done(text, length, jnp.where(counts, score / penalty, OUT), counts)
+        done = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), done, more)
+        done = _pick(done, jax.lax.top_k(done.score, beams)[1])
+
+        score, index = jax.lax.top_k(jnp.where(ended, score + OUT, score), beams)
+        live = _Live(_pick(text, index), score)
+        worst = jnp.where(done.filled.all(-1), done.score.min(-1), OUT)
+        improvable &= live.score[:, 0] / penalty > worst
+        return live, done, improvable, _pick(parent, index)
+
+
 def beam_search(
     step: Callable[[Any, Int[Array, " rows"]], tuple[Step, Any]],
     take: Callable[[Any, Int[Array, " rows"]], Any],
@@ -81,42 +137,12 @@ def beam_search(
     """
     batch, width = prompt_ids.shape
     beams, room = num_beams, width + max_new_tokens
-    row = jnp.arange(batch)[:, None]
+    search = _Search(
+        beams, max_new_tokens, min_new_tokens, eos_id, no_repeat_ngram, length_penalty, early_stopping, prompt_length
+    )
 
     def spread(x: Array) -> Array:
         return jnp.repeat(x, beams, axis=0)
-
-    def advance(t, said: Step, live: _Live, done: _Done, improvable):
-        """Choose the t-th tokens: the live and ended beams after them, and the beam each live one comes from."""
-        vocab = said.logits.shape[-1]
-        length = spread(prompt_length) + t
-        banned = repeats_ngram(live.text.reshape(-1, room), length, no_repeat_ngram, vocab)
-        banned |= (jnp.arange(vocab) == eos_id) & (t < min_new_tokens)
-        score = jnp.where(banned, -jnp.inf, jax.nn.log_softmax(said.logits.astype(jnp.float32)))
-        score = score.reshape(batch, beams, vocab) + live.score[..., None]
-
-        # Twice as many candidates as beams: each beam has one that ends, so as many again go on.
-        score, index = jax.lax.top_k(score.reshape(batch, -1), 2 * beams)
-        parent, token = index // vocab, index % vocab
-        place = jnp.arange(2 * beams), (prompt_length + t)[:, None]
-        text = _pick(live.text, parent).at[row, *place].set(token.astype(live.text.dtype))
-        ended = (token == eos_id) | (t + 1 == max_new_tokens)
-
-        # An end counts only among the best `beams` candidates, and while the row is not done.
-        counts = ended & (jnp.arange(2 * beams) < beams) & improvable[:, None]
-        if early_stopping:
-            counts &= ~done.filled.all(-1, keepdims=True)
-        penalty = (t + 1.0) ** length_penalty
-        length = jnp.broadcast_to(t + 1, score.shape).astype(done.length.dtype)
-        more = _Done(text, length, jnp.where(counts, score / penalty, OUT), counts)
-        done = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), done, more)
-        done = _pick(done, jax.lax.top_k(done.score, beams)[1])
-
-        score, index = jax.lax.top_k(jnp.where(ended, score + OUT, score), beams)
-        live = _Live(_pick(text, index), score)
-        worst = jnp.where(done.filled.all(-1), done.score.min(-1), OUT)
-        improvable &= live.score[:, 0] / penalty > worst
-        return live, done, improvable, _pick(parent, index)
 
     def unfinished(carry):
         t, _, _, _, done, improvable = carry
@@ -125,10 +151,10 @@ def beam_search(
 
     def body(carry):
         t, state, parent, live, done, improvable = carry
-        state = take(state, (beams * row + parent).reshape(-1))
+        state = take(state, (beams * jnp.arange(batch)[:, None] + parent).reshape(-1))
         last = jnp.take_along_axis(live.text, (prompt_length + t - 1)[:, None, None], axis=2)
         said, state = step(state, last.reshape(-1))
-        live, done, improvable, parent = advance(t, said, live, done, improvable)
+        live, done, improvable, parent = search.advance(t, said, live, done, improvable)
         return t + 1, state, parent, live, done, improvable
 
     blank = jnp.broadcast_to(jnp.pad(prompt_ids, ((0, 0), (0, max_new_tokens)))[:, None], (batch, beams, room))
@@ -137,7 +163,7 @@ def beam_search(
     live = _Live(blank, zeros.at[:, 1:].set(OUT))
     done = _Done(blank, zeros.astype(prompt_length.dtype), zeros + OUT, zeros > 0)
     improvable = jnp.ones(batch, bool)
-    live, done, improvable, parent = advance(0, jax.tree.map(spread, first), live, done, improvable)
+    live, done, improvable, parent = search.advance(0, jax.tree.map(spread, first), live, done, improvable)
     carry = (jnp.int32(1), take(state, spread(jnp.arange(batch))), parent, live, done, improvable)
     done = jax.lax.while_loop(unfinished, body, carry)[4]
 
