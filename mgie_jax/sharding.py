@@ -19,6 +19,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree, Shaped
 
+from mgie_jax.torus import best_mesh
+
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))
 """The leading axis of a batch and of its activations."""
@@ -87,8 +89,8 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
 def make_mesh(sizes: Sequence[int], devices: Sequence | None = None) -> Mesh:
     """The mesh of `sizes` (data, fsdp, tensor), of which one may be -1: as many as are left.
 
-    Neighbours on `tensor` and `fsdp` are neighbours in the machine. Where there are several slices, `data` runs over
-    them, and only its traffic crosses the network between them.
+    Neighbours on `tensor` and `fsdp` are neighbours in the machine, with as many links as there can be (`torus`). Where
+    there are several slices, `data` runs over them, and only its traffic crosses the network between them.
 
     Args:
       devices: all of them by default.
@@ -104,17 +106,19 @@ def make_mesh(sizes: Sequence[int], devices: Sequence | None = None) -> Mesh:
     if len(devices) % known or (-1 not in sizes and known != len(devices)):
         raise ValueError(f"mesh {named}: {known} does not make {len(devices)} devices; set one size to -1")
     data, fsdp, tensor = (len(devices) // known if size == -1 else size for size in sizes)
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if data % slices:
-        raise ValueError(f"mesh {named}: data={data} cannot run over {slices} slices; make it a multiple of {slices}")
-    # Splitting a physical axis of the torus is the last resort there, where without it there would be no mesh.
-    if slices > 1:
-        grid = mesh_utils.create_hybrid_device_mesh(
-            (data // slices, fsdp, tensor), (slices, 1, 1), devices, allow_split_physical_axes=True
+    found = sorted({getattr(device, "slice_index", 0) for device in devices})
+    if data % len(found):
+        raise ValueError(
+            f"mesh {named}: data={data} cannot run over {len(found)} slices; make it a multiple of {len(found)}"
         )
-    else:
-        grid = mesh_utils.create_device_mesh((data, fsdp, tensor), devices, allow_split_physical_axes=True)
-    return Mesh(np.asarray(grid), AXES, axis_types=(AxisType.Auto,) * 3)
+    slices = ([device for device in devices if getattr(device, "slice_index", 0) == one] for one in found)
+    grid = np.concatenate([_slice_mesh((data // len(found), fsdp, tensor), one) for one in slices])
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _slice_mesh(sizes: tuple[int, ...], devices: Sequence) -> np.ndarray:
+    # Splitting a physical axis of the torus is JAX's last resort, where without it there would be no mesh.
+    return best_mesh(np.asarray(mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)))
 
 
 def rule(path: str, rules: Sequence[tuple[str, PartitionSpec]] = RULES) -> PartitionSpec:

@@ -12,7 +12,7 @@ PACKAGE = Path(mgie_jax.__file__).parent
 
 # Lower layers know nothing of higher ones. Within a layer imports are allowed as long as they make no circle.
 LAYERS = [
-    {"types", "paths", "distributed", "sharding", "diffusion", "text", "photo", "compare", "compilation"},
+    {"types", "paths", "distributed", "sharding", "torus", "diffusion", "text", "photo", "compare", "compilation"},
     {"models"},
     {"weights", "edit", "data", "train"},
     {"editor", "eval", "plan", "bench"},

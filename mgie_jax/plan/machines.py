@@ -10,6 +10,7 @@ import importlib.util
 import math
 from dataclasses import dataclass
 
+from mgie_jax import torus
 from mgie_jax.train.flops import PEAKS
 
 GIB = 2**30
@@ -27,7 +28,6 @@ class Machine:
         link_bandwidth: bytes/s of one ICI link one way; of GPUs what one GPU sends over NVLink.
         dcn_bandwidth: bytes/s that a device sends to other slices; of GPUs, to other nodes.
         shapes: slices that can be had, in chips; of GPUs the numbers in a node.
-        ring: sizes of a torus axis that are a multiple of it are closed to a ring; 0 where none is (GPUs).
         devices_per_chip: where it is not one.
         tpu: what libtpu calls it; empty for GPUs.
     """
@@ -38,7 +38,6 @@ class Machine:
     link_bandwidth: float
     dcn_bandwidth: float
     shapes: tuple[tuple[int, ...], ...]
-    ring: int = 0
     devices_per_chip: int = 1
     tpu: str = ""
 
@@ -58,8 +57,6 @@ class Machine:
         return not self.tpu
 
 
-# v5e and v6e are cut from a torus of 16 x 16; the others are built of cubes of 4 x 4 x 4 with optical switches, which
-# close every axis of a whole number of cubes.
 _FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
 _CUBES = (
     (2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8), (4, 8, 8), (8, 8, 8), (8, 8, 16), (8, 16, 16),
@@ -68,12 +65,12 @@ _CUBES = (
 _NODE = ((1,), (2,), (4,), (8,))
 
 MACHINES = {
-    "v4": Machine("TPU v4", 30.75 * GIB, 1200e9, 45e9, 6.25e9, _CUBES, 4, tpu="v4"),
-    "v5e": Machine("TPU v5e", 15.75 * GIB, 819e9, 50e9, 3.125e9, _FLAT, 16, tpu="v5e"),
-    "v5p": Machine("TPU v5", 95.74 * GIB, 2765e9, 100e9, 6.25e9, _CUBES, 4, tpu="v5p"),
-    "v6e": Machine("TPU v6e", 31.25 * GIB, 1638e9, 100e9, 12.5e9, _FLAT, 16, tpu="v6e"),
+    "v4": Machine("TPU v4", 30.75 * GIB, 1200e9, 45e9, 6.25e9, _CUBES, tpu="v4"),
+    "v5e": Machine("TPU v5e", 15.75 * GIB, 819e9, 50e9, 3.125e9, _FLAT, tpu="v5e"),
+    "v5p": Machine("TPU v5", 95.74 * GIB, 2765e9, 100e9, 6.25e9, _CUBES, tpu="v5p"),
+    "v6e": Machine("TPU v6e", 31.25 * GIB, 1638e9, 100e9, 12.5e9, _FLAT, tpu="v6e"),
     # 7380 GB/s, six links of 100 GB/s and 100 Gb/s of network a chip, which its two devices share.
-    "v7x": Machine("TPU7x", 94.75 * GIB, 3690e9, 50e9, 6.25e9, _CUBES, 4, 2, tpu="tpu7x"),
+    "v7x": Machine("TPU7x", 94.75 * GIB, 3690e9, 50e9, 6.25e9, _CUBES, 2, tpu="tpu7x"),
     "a100": Machine("NVIDIA A100", 80e9, 2039e9, 300e9, 25e9, _NODE),
     "h100": Machine("NVIDIA H100", 80e9, 3350e9, 450e9, 50e9, _NODE),
     "h200": Machine("NVIDIA H200", 141e9, 4800e9, 450e9, 50e9, _NODE),
@@ -156,21 +153,5 @@ def described_devices(topology: Topology) -> list:
 
 
 def links(topology: Topology, group: list) -> float:
-    """How many ICI links each device of a group within a slice has towards the others of it.
-
-    Two for every torus axis that the group spans where that axis is a ring and spanned from end to end, else one, which
-    is all that the ends of a line have there. Where the group does not fill the box of the torus that it spans, other
-    groups like it do, and all share the box's links. GPUs have one, to a switch.
-    """
-    if topology.machine.estimated:
-        return 1.0
-    places = [device.coords for device in group]
-    spanned = [len(set(along)) for along in zip(*places, strict=True)]
-    shape, ring = topology.shape, topology.machine.ring
-    closed = len(shape) == 2 or all(size % ring == 0 for size in shape)
-
-    def of(size: int, whole: int) -> int:
-        return 2 if closed and size == whole and whole % ring == 0 else 1
-
-    there = sum(of(size, whole) for size, whole in zip(spanned, shape, strict=False) if size > 1)
-    return max(there, 1) * len(set(map(tuple, places))) / math.prod(spanned)
+    """How many ICI links each device of a group within a slice has towards the others; GPUs have one, to a switch."""
+    return 1.0 if topology.machine.estimated else torus.links([device.coords for device in group], topology.shape)

@@ -60,29 +60,8 @@ class Device:
     coords: tuple
 
 
-def box(*ranges):
-    x, y, z = ranges
-    return [Device((a, b, c)) for a in x for b in y for c in z]
-
-
-@pytest.mark.parametrize(
-    "topology, group, expected",
-    [
-        ("v5e:4x4", box(range(4), range(4), [0]), 2),  # lines, no rings: those of the corners decide
-        ("v5e:4x4", box(range(4), [0], [0]), 1),
-        ("v5e:4x4", box([0], range(2), [0]), 1),
-        ("v5e:16x16", box(range(16), range(16), [0]), 4),
-        ("v5e:8x16", box([0], range(16), [0]), 2),  # the long axis is a ring
-        ("v5e:8x16", box(range(8), range(16), [0]), 3),
-        ("v5e:16x16", box(range(8), [0], [0]), 1),  # half a ring is a line
-        ("v5p:2x2x4", box(range(2), range(2), range(4)), 3),  # no whole cube, no rings
-        ("v5p:4x4x4", box(range(4), range(4), range(4)), 6),
-        ("v5p:4x4x4", box(range(4), [0], [0]), 2),
-        ("v5e:2x2", [Device((0, 0, 0)), Device((1, 1, 0))], 1),  # across: shared with the other two
-        ("v5e:4x4", box(range(0, 4, 3), range(0, 4, 3), [0]), 2),
-        ("v7x:2x2x1", box(range(2), [0], [0]) * 2, 1),
-        ("h200:8", box(range(8), [0], [0]), 1),
-    ],
-)
-def test_links_of_a_group(topology, group, expected):
-    assert links(parse_topology(topology), group) == expected
+def test_links_of_a_group():
+    line = [Device((x, 0, 0)) for x in range(4)]
+    assert links(parse_topology("v5e:4x4"), line) == 1
+    assert links(parse_topology("v5p:4x4x4"), line) == 2
+    assert links(parse_topology("h200:8"), [object()] * 8) == 1
