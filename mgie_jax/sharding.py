@@ -56,7 +56,8 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"edit_head/mapper/.*/in_proj_weight", PartitionSpec(None, _F)),
     (r"edit_head/mapper/.*/linear1/kernel", PartitionSpec(_F, _T)),
     (r"edit_head/mapper/.*/linear2/kernel", PartitionSpec(_T, _F)),
-    # UNet. Convs are height, width, in, out. GEGLU's packed halves are cut apart as q, k, v are above.
+    # UNet. Convs are height, width, in, out. GEGLU's packed halves are cut apart where they are used;
+    # until then its kernel is whole over `tensor`.
     (r"unet/conv_in/kernel", PartitionSpec(None, None, None, _F)),
     (r"unet/conv_out/kernel", PartitionSpec(None, None, _F, None)),
     (r"unet/time_embedding/linear_1/kernel", PartitionSpec(_F, _T)),
@@ -69,7 +70,8 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"unet/.*/attentions\.\d+/proj_(in|out)/kernel", PartitionSpec(None, None, None, _F)),
     (_TRANSFORMER + r"attn[12]/to_[qkv]/kernel", PartitionSpec(_F, _T)),
     (_TRANSFORMER + r"attn[12]/to_out\.0/kernel", PartitionSpec(_T, _F)),
-    (_TRANSFORMER + r"ff/net\.(0\.proj|2)/kernel", PartitionSpec(_F, None)),
+    (_TRANSFORMER + r"ff/net\.0\.proj/kernel", PartitionSpec(_F, None)),
+    (_TRANSFORMER + r"ff/net\.2/kernel", PartitionSpec(_T, _F)),
     # VAE: frozen, and small beside its activations.
     (r"vae/(post_)?quant_conv/kernel", PartitionSpec()),
     (r"vae/(encoder|decoder)/conv_in/kernel", PartitionSpec(None, None, None, _F)),

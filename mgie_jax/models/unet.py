@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Real
 
 from mgie_jax.models.attention import dot_product_attention
@@ -94,16 +95,37 @@ class Attention(nn.Module):
         return nn.Dense(channels, dtype=self.dtype, name="to_out.0")(y.reshape(x.shape))
 
 
+class GEGLU(nn.Module):
+    """x W + b, of which one half is let through by the exact GELU of the other (arXiv 2002.05202), to `width`.
+
+    The kernel holds both halves side by side, as PyTorch's does. They are cut apart before the product, so that over
+    `tensor` each device has the same columns of both.
+    """
+
+    width: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b l c"]) -> Float[Array, "b l w"]:
+        channels = x.shape[-1]
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (channels, 2 * self.width))
+        bias = self.param("bias", nn.initializers.zeros_init(), (2 * self.width,))
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        kernel = constrain(kernel.reshape(channels, 2, self.width), PartitionSpec("fsdp", None, "tensor"))
+        y = jnp.einsum("blc,cgw->blgw", x, kernel) + bias.reshape(2, self.width)
+        return y[:, :, 0] * nn.gelu(y[:, :, 1], approximate=False)
+
+
 class FeedForward(nn.Module):
-    """GEGLU (exact GELU) to four times the width, and back."""
+    """GEGLU to four times the width, and back."""
 
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l c"]) -> Float[Array, "b l c"]:
         channels = x.shape[-1]
-        hidden, gate = jnp.split(nn.Dense(8 * channels, dtype=self.dtype, name="net.0.proj")(x), 2, axis=-1)
-        return nn.Dense(channels, dtype=self.dtype, name="net.2")(hidden * nn.gelu(gate, approximate=False))
+        hidden = GEGLU(4 * channels, self.dtype, name="net.0.proj")(x)
+        return nn.Dense(channels, dtype=self.dtype, name="net.2")(hidden)
 
 
 class BasicTransformerBlock(nn.Module):
