@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
 
-from mgie_jax.diffusion.sample import Sampler, State, Table, guided, init, noise_from_keys, run
+from mgie_jax.diffusion.sample import Sampler, State, Table, branches, guided, init, noise_from_keys, run
+from mgie_jax.models import ahead
 from mgie_jax.models.llama import init_cache
 from mgie_jax.models.mgie import MGIE, NUM_IMG_TOKENS, img_states
 from mgie_jax.text.decode import Decoded, Step, greedy
@@ -127,16 +128,16 @@ def denoise(
     keys: Key[Array, " b"], stochastic: bool,
 ) -> State:  # fmt: skip
     """The denoising steps of `rows`, all of a sampler's table or some, under three-branch guidance."""
+    config, weights = model.config.unet, params["unet"]
+    shown = branches(conditions.guidance, conditions.null_guidance, conditions.image_latents)
+    same = ahead.guidance_and_photo(config, weights, *shown, model.dtype)
 
-    def unet(sample, timesteps, context):
-        return model.unet.apply({"params": params["unet"]}, sample, timesteps, context)
+    def unet(x, time):
+        return model.unet.apply({"params": weights, **same, **time}, x)
 
-    predict = guided(
-        unet, conditions.guidance, conditions.null_guidance, conditions.image_latents,
-        batch.guidance_scale, batch.image_guidance_scale,
-    )  # fmt: skip
+    predict = guided(unet, batch.guidance_scale, batch.image_guidance_scale)
     noise_fn = noise_from_keys(keys, state.x.shape)[1] if stochastic else None
-    return run(predict, rows, state, noise_fn)
+    return run(predict, rows, state, noise_fn, ahead.times(config, weights, rows.timestep, model.dtype))
 
 
 def decode(model: MGIE, params: PyTree, latents: Float[Array, "b h w c"]) -> UInt8[Array, "b h2 w2 3"]:

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float64, Int, Key
+from jaxtyping import Array, Float, Float64, Int, Key, PyTree
 
 from mgie_jax.diffusion.schedule import ScheduleConfig, alphas_cumprod
 
-Denoise = Callable[[Float[Array, "b h w c"], Float[Array, ""]], Float[Array, "b h w c"]]
-"""(model input, timestep) -> the network's raw output, epsilon or v."""
+Denoise = Callable[[Float[Array, "b h w c"], Any], Float[Array, "b h w c"]]
+"""(model input, the step's timestep or what stands for it) -> the network's raw output, epsilon or v."""
 
 NoiseFn = Callable[[Int[Array, ""]], Float[Array, "b h w c"]]
 """Step index -> standard normal noise in the latents' shape."""
@@ -157,17 +157,22 @@ def step(state: State, row: Table, output: Float[Array, "b h w c"], noise: Float
     return State(x, x0)
 
 
-def run(denoise: Denoise, table: Table, state: State, noise_fn: NoiseFn | None = None) -> State:
+def run(
+    denoise: Denoise, table: Table, state: State, noise_fn: NoiseFn | None = None, times: PyTree | None = None
+) -> State:
     """Scan `step` over the rows of `table`. `noise_fn` is None for the deterministic samplers.
 
-    The indices that `noise_fn` sees are those of the whole table, so chunks draw what one run draws.
+    The indices that `noise_fn` sees are those of the whole table, so chunks draw what one run draws. `denoise` gets a
+    row of `times` with each step, by default its timestep.
     """
 
     def body(state, row):
-        output = denoise(row.scale_in * state.x, row.timestep)
+        row, time = row
+        output = denoise(row.scale_in * state.x, time)
         return step(state, row, output, None if noise_fn is None else noise_fn(row.index)), None
 
-    return jax.lax.scan(body, state, jax.tree.map(jnp.asarray, table))[0]
+    table = jax.tree.map(jnp.asarray, table)
+    return jax.lax.scan(body, state, (table, table.timestep if times is None else times))[0]
 
 
 def noise_like(keys: Key[Array, " b"], step: int | Int[Array, ""], shape: tuple[int, ...]) -> Float[Array, "b ..."]:
@@ -180,33 +185,33 @@ def noise_from_keys(keys: Key[Array, " b"], shape: tuple[int, ...]) -> tuple[Flo
     return noise_like(keys, 0, shape), lambda i: noise_like(keys, i + 1, shape)
 
 
+def branches(
+    guidance: Float[Array, "b q d"], null_guidance: Float[Array, "#b q d"], image_latents: Float[Array, "b h w c"]
+) -> tuple[Float[Array, "b 3 q d"], Float[Array, "b 3 h w c"]]:
+    """What each branch of InstructPix2Pix's guidance shows the UNet: guidance and photo, the photo alone, neither.
+
+    An example's branches stand side by side, so that a batch split over devices stays split.
+    """
+    null = jnp.broadcast_to(null_guidance, guidance.shape)
+    nothing = jnp.zeros_like(image_latents)
+    return jnp.stack([guidance, null, null], axis=1), jnp.stack([image_latents, image_latents, nothing], axis=1)
+
+
 def guided(
-    unet: Callable[..., Float[Array, "b3 h w c"]],
-    guidance: Float[Array, "b q d"],
-    null_guidance: Float[Array, "#b q d"],
-    image_latents: Float[Array, "b h w c"],
+    unet: Callable[[Float[Array, "b h w c"], Any], Float[Array, "b3 h w c"]],
     text_scale: float | Float[Array, "..."],
     image_scale: float | Float[Array, "..."],
 ) -> Denoise:
-    """InstructPix2Pix's guidance (eq. 3): a denoiser that runs `unet` on three branches of each example.
+    """InstructPix2Pix's guidance (eq. 3): a denoiser of what `unet` says in each of the three `branches`.
 
-    `unet(sample, timesteps, encoder_hidden_states)` gets a batch of 3b, each example's three branches side by
-    side (so a batch split over devices stays split) in the order guidance + image, null + image, null + zero
-    image. The scales are numbers or one per example. The result is
+    The scales are numbers or one per example. The result is
     uncond + text_scale * (text - image) + image_scale * (image - uncond), on epsilon or v alike.
     """
-    b = image_latents.shape[0]
-    null = jnp.broadcast_to(null_guidance, guidance.shape)
-    context = jnp.stack([guidance, null, null], axis=1).reshape(3 * b, *guidance.shape[1:])
-    photo = jnp.stack([image_latents, image_latents, jnp.zeros_like(image_latents)], axis=1)
     text_scale, image_scale = (jnp.reshape(jnp.asarray(s), (-1, 1, 1, 1)) for s in (text_scale, image_scale))
 
-    def denoise(x: Float[Array, "b h w c"], timestep: Float[Array, ""]) -> Float[Array, "b h w c"]:
-        x = jnp.broadcast_to(x[:, None], (b, 3, *x.shape[1:]))
-        sample = jnp.concatenate([x, photo], axis=-1)
-        sample = sample.reshape(3 * b, *sample.shape[2:])
-        output = unet(sample, jnp.broadcast_to(timestep, (3 * b,)), context).astype(jnp.float32)
-        output = output.reshape(b, 3, *output.shape[1:])
+    def denoise(x: Float[Array, "b h w c"], step: Any) -> Float[Array, "b h w c"]:
+        output = unet(x, step).astype(jnp.float32)
+        output = output.reshape(-1, 3, *output.shape[1:])
         text, image, uncond = output[:, 0], output[:, 1], output[:, 2]
         return uncond + text_scale * (text - image) + image_scale * (image - uncond)
 

@@ -11,6 +11,9 @@ from mgie_jax.sharding import BATCH, constrain
 
 Dtype = Any
 
+TIME = "time"
+"""A collection of variables: what a step's time adds in each `ResnetBlock2D` (`ahead.times`)."""
+
 
 class GroupNorm(nn.Module):
     """Group normalisation over (height, width, channels of the group), in float32 whatever `dtype` is.
@@ -49,8 +52,8 @@ class GroupNorm(nn.Module):
 class ResnetBlock2D(nn.Module):
     """norm, SiLU, conv, (+ time embedding), norm, SiLU, conv, + input: diffusers' `ResnetBlock2D`.
 
-    The input passes a 1x1 `conv_shortcut` where its width differs from `out_channels`. With `temb` None
-    (the VAE) the block has no `time_emb_proj`.
+    The input passes a 1x1 `conv_shortcut` where its width differs from `out_channels`. With `temb` None the block has
+    no `time_emb_proj` (the VAE), or finds what it made of the time in the collection `TIME` (`ahead.times`).
     """
 
     out_channels: int
@@ -64,7 +67,9 @@ class ResnetBlock2D(nn.Module):
     ) -> Float[Array, "b h w c_out"]:
         h = nn.silu(GroupNorm(self.groups, self.eps, self.dtype, name="norm1")(x))
         h = conv3x3(self.out_channels, self.dtype, name="conv1")(h)
-        if temb is not None:
+        if self.has_variable(TIME, "time_emb_proj"):
+            h = h + self.get_variable(TIME, "time_emb_proj")
+        elif temb is not None:
             shift = nn.Dense(self.out_channels, dtype=self.dtype, name="time_emb_proj")(nn.silu(temb))
             h = h + shift[:, None, None]
         h = nn.silu(GroupNorm(self.groups, self.eps, self.dtype, name="norm2")(h))
@@ -113,6 +118,6 @@ class Upsample2D(nn.Module):
         return constrain(conv3x3(self.channels, self.dtype, name="conv")(x), BATCH)
 
 
-def conv3x3(channels: int, dtype: Dtype, name: str) -> nn.Conv:
-    """A 3x3 conv that keeps height and width, to be called inside a compact `__call__`."""
+def conv3x3(channels: int, dtype: Dtype, name: str | None = None) -> nn.Conv:
+    """A 3x3 conv that keeps height and width; with a `name`, to be called inside a compact `__call__`."""
     return nn.Conv(channels, (3, 3), padding=1, dtype=dtype, name=name)

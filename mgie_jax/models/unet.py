@@ -15,6 +15,10 @@ from mgie_jax.sharding import BATCH, constrain
 
 Dtype = Any
 
+AHEAD, PHOTO = "ahead", "photo"
+"""A collection of variables: keys and values of the guidance in each `Attention`, and what the photo adds to the first
+convolution (`ahead.guidance_and_photo`)."""
+
 DOWN_BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D")
 UP_BLOCKS = ("CrossAttnUpBlock2D", "UpBlock2D")
 
@@ -77,17 +81,23 @@ class TimestepEmbedding(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention from `x` to `context`: no bias on q, k, v; softmax in float32."""
+    """Multi-head attention from `x` to `context`, which may be None where `AHEAD` has its keys and values.
+
+    No bias on q, k, v; softmax in float32.
+    """
 
     heads: int
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b l c"], context: Float[Array, "b m d"]) -> Float[Array, "b l c"]:
+    def __call__(self, x: Float[Array, "b l c"], context: Float[Array, "b m d"] | None) -> Float[Array, "b l c"]:
         channels = x.shape[-1]
 
         def project(inputs, name):
-            y = nn.Dense(channels, use_bias=False, dtype=self.dtype, name=name)(inputs)
+            if self.has_variable(AHEAD, name):
+                y = self.get_variable(AHEAD, name)
+            else:
+                y = nn.Dense(channels, use_bias=False, dtype=self.dtype, name=name)(inputs)
             return y.reshape(*y.shape[:-1], self.heads, channels // self.heads)
 
         q, k, v = project(x, "to_q"), project(context, "to_k"), project(context, "to_v")
@@ -135,7 +145,7 @@ class BasicTransformerBlock(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b l c"], context: Float[Array, "b q d"]) -> Float[Array, "b l c"]:
+    def __call__(self, x: Float[Array, "b l c"], context: Float[Array, "b q d"] | None) -> Float[Array, "b l c"]:
         def norm(name):
             return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=self.dtype, name=name)
 
@@ -153,7 +163,7 @@ class Transformer2DModel(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], context: Float[Array, "b q d"]) -> Float[Array, "b h w c"]:
+    def __call__(self, x: Float[Array, "b h w c"], context: Float[Array, "b q d"] | None) -> Float[Array, "b h w c"]:
         b, h, w, c = x.shape
         y = GroupNorm(self.groups, 1e-6, self.dtype, name="norm")(x)
         y = nn.Conv(c, (1, 1), dtype=self.dtype, name="proj_in")(y).reshape(b, h * w, c)
@@ -174,7 +184,7 @@ class _Level(nn.Module):
         c, block = self.config, remat(ResnetBlock2D, self.remat)
         return block(self.channels, c.norm_num_groups, c.norm_eps, self.dtype, name=f"resnets.{i}")
 
-    def attend(self, i: int, x: Array, context: Array) -> Array:
+    def attend(self, i: int, x: Array, context: Array | None) -> Array:
         if not self.attention:
             return x
         c, block = self.config, remat(Transformer2DModel, self.remat)
@@ -188,7 +198,7 @@ class DownBlock(_Level):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], temb: Float[Array, "b t"], context: Float[Array, "b q d"]
+        self, x: Float[Array, "b h w c"], temb: Float[Array, "b t"] | None, context: Float[Array, "b q d"] | None
     ) -> tuple[Float[Array, "b h2 w2 c2"], list[Float[Array, "b _h _w c2"]]]:
         skips = []
         for i in range(self.config.layers_per_block):
@@ -205,7 +215,7 @@ class MidBlock(_Level):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], temb: Float[Array, "b t"], context: Float[Array, "b q d"]
+        self, x: Float[Array, "b h w c"], temb: Float[Array, "b t"] | None, context: Float[Array, "b q d"] | None
     ) -> Float[Array, "b h w c"]:
         x = self.attend(0, self.resnet(0)(x, temb), context)
         return self.resnet(1)(x, temb)
@@ -223,8 +233,8 @@ class UpBlock(_Level):
         self,
         x: Float[Array, "b h w c"],
         skips: list[Float[Array, "b h w _c"]],
-        temb: Float[Array, "b t"],
-        context: Float[Array, "b q d"],
+        temb: Float[Array, "b t"] | None,
+        context: Float[Array, "b q d"] | None,
         size: tuple[int, int] | None,
     ) -> Float[Array, "b h2 w2 c2"]:
         for i, skip in enumerate(reversed(skips)):
@@ -240,6 +250,9 @@ class UNet2DConditionModel(nn.Module):
     Any height and width will do: where one does not halve evenly at each level, the upsampled features are
     cropped to their skip, as diffusers does. `remat`: what the backward pass recomputes in each resnet and
     attention (`common.remat`). The output has `dtype`.
+
+    Given the collections `AHEAD` and `TIME` (module `ahead`), it takes the noisy latents alone and returns the n
+    branches of each row, side by side.
     """
 
     config: UNetConfig
@@ -250,22 +263,23 @@ class UNet2DConditionModel(nn.Module):
     def __call__(
         self,
         sample: Float[Array, "b h w c_in"],
-        timesteps: Real[Array, " b"],
-        encoder_hidden_states: Float[Array, "b q d"],
-    ) -> Float[Array, "b h w c_out"]:
+        timesteps: Real[Array, " b"] | None = None,
+        encoder_hidden_states: Float[Array, "b q d"] | None = None,
+    ) -> Float[Array, "bn h w c_out"]:
         c = self.config
-        for name, got, want in (
-            ("channels of sample", sample.shape[-1], c.in_channels),
-            ("width of encoder_hidden_states", encoder_hidden_states.shape[-1], c.cross_attention_dim),
-        ):
-            if got != want:
-                raise ValueError(f"UNet: {name} is {got}, the config says {want}")
         finest, levels = c.block_out_channels[0], len(c.block_out_channels)
-        context = encoder_hidden_states.astype(self.dtype)
-        temb = timestep_embedding(timesteps, finest).astype(self.dtype)
-        temb = TimestepEmbedding(4 * finest, self.dtype, name="time_embedding")(temb)
-
-        x = constrain(conv3x3(finest, self.dtype, name="conv_in")(sample.astype(self.dtype)), BATCH)
+        stem = conv3x3(finest, self.dtype, name="conv_in")
+        if self.has_variable(AHEAD, PHOTO):
+            photo, context, temb = self.get_variable(AHEAD, PHOTO), None, None
+            blank = ((0, 0),) * 3 + ((0, c.in_channels - sample.shape[-1]),)
+            x = (stem(jnp.pad(sample.astype(self.dtype), blank))[:, None] + photo).reshape(-1, *photo.shape[2:])
+        else:
+            self._check(sample, encoder_hidden_states)
+            context = encoder_hidden_states.astype(self.dtype)
+            temb = timestep_embedding(timesteps, finest).astype(self.dtype)
+            temb = TimestepEmbedding(4 * finest, self.dtype, name="time_embedding")(temb)
+            x = stem(sample.astype(self.dtype))
+        x = constrain(x, BATCH)
         skips = [x]
         for i, (channels, kind) in enumerate(zip(c.block_out_channels, c.down_block_types, strict=True)):
             level = (c, channels, kind == "CrossAttnDownBlock2D", self.dtype, self.remat)
@@ -283,3 +297,11 @@ class UNet2DConditionModel(nn.Module):
 
         x = nn.silu(GroupNorm(c.norm_num_groups, c.norm_eps, self.dtype, name="conv_norm_out")(x))
         return constrain(conv3x3(c.out_channels, self.dtype, name="conv_out")(x), BATCH)
+
+    def _check(self, sample: Array, encoder_hidden_states: Array) -> None:
+        for name, got, want in (
+            ("channels of sample", sample.shape[-1], self.config.in_channels),
+            ("width of encoder_hidden_states", encoder_hidden_states.shape[-1], self.config.cross_attention_dim),
+        ):
+            if got != want:
+                raise ValueError(f"UNet: {name} is {got}, the config says {want}")
