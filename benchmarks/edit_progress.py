@@ -12,13 +12,13 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import mgie_jax
 from mgie_jax import edit
 from mgie_jax.diffusion.sample import SAMPLERS
-from mgie_jax.editor import CHUNKS
-from mgie_jax.photo import fit, open_photo
+from mgie_jax.editor import chunks, denoise
+from mgie_jax.models.mgie import MGIE
+from mgie_jax.photo import to_pixels
 
 
 def main() -> None:
@@ -27,29 +27,26 @@ def main() -> None:
     rounds = parser.parse_args().rounds
 
     editor = mgie_jax.load()
-    config, sampling = editor.config, editor.config.sampling
-    photo = fit(open_photo(Path(mgie_jax.__file__).parent / "assets/photos/coffee.jpg"), sampling.resolution,
-                config.photo_multiple)[0]  # fmt: skip
-    batch = editor._batch([photo], ["make it darker"], None, sampling.guidance_scale, sampling.image_guidance_scale)
+    model, sampling = MGIE(editor.config), editor.config.sampling
+    result = editor.edit(Path(mgie_jax.__file__).parent / "assets/photos/coffee.jpg", "make it darker")
+    pixels = to_pixels(result.before)[None]
+    conditions = jax.jit(edit.guide, static_argnums=0)(model, editor.params, result.states[None], pixels)
+    scales = jnp.full(1, sampling.guidance_scale), jnp.full(1, sampling.image_guidance_scale)
     keys = jax.vmap(jax.random.key)(jnp.zeros(1, jnp.uint32))
-    plan = SAMPLERS[sampling.sampler](config.schedule, sampling.steps)
-    states = np.asarray(editor.edit(photo, "make it darker").states)[None]
-    conditions = jax.jit(edit.guide, static_argnums=0)(editor._model, editor.params, states, batch.pixels)
-    whole = jax.jit(edit.denoise, static_argnames=("model", "stochastic"))
+    plan = SAMPLERS[sampling.sampler](editor.config.schedule, sampling.steps)
     start = edit.start(plan, conditions, keys)
 
+    def denoised(state, first, last):
+        given = (conditions, scales, plan.table.rows(first, last), state, keys)
+        return jax.block_until_ready(denoise(model, editor.params, *given, stochastic=plan.stochastic))
+
     def at_once():
-        rows = plan.table
-        jax.block_until_ready(
-            whole(editor._model, editor.params, conditions, batch, rows, start, keys, stochastic=plan.stochastic)
-        )
+        denoised(start, 0, sampling.steps)
 
     def in_chunks():
         state = start
-        chunk = max(1, sampling.steps // CHUNKS)
-        for first in range(0, sampling.steps, chunk):
-            last = min(first + chunk, sampling.steps)
-            state = jax.block_until_ready(editor._run(conditions, batch, plan, first, last, state, keys))
+        for first, last in chunks(sampling.steps):
+            state = denoised(state, first, last)
 
     seconds = {at_once: [], in_chunks: []}
     for round_number in range(rounds + 1):

@@ -15,6 +15,9 @@ from mgie_jax.models.mgie import MGIE, NUM_IMG_TOKENS, img_states
 from mgie_jax.text.decode import Decoded, Step, greedy
 from mgie_jax.types import HostOrDevice
 
+Scales = tuple[Float[HostOrDevice, " b"], Float[HostOrDevice, " b"]]
+"""How far each row follows the guidance, and how far it keeps the photo."""
+
 
 @struct.dataclass
 class EditBatch:
@@ -31,6 +34,10 @@ class EditBatch:
     pixels: Float[HostOrDevice, "b h w 3"]
     guidance_scale: Float[HostOrDevice, " b"]
     image_guidance_scale: Float[HostOrDevice, " b"]
+
+    @property
+    def scales(self) -> Scales:
+        return self.guidance_scale, self.image_guidance_scale
 
 
 @struct.dataclass
@@ -124,10 +131,10 @@ def start(sampler: Sampler, conditions: Conditions, keys: Key[Array, " b"]) -> S
 
 
 def denoise(
-    model: MGIE, params: PyTree, conditions: Conditions, batch: EditBatch, rows: Table, state: State,
+    model: MGIE, params: PyTree, conditions: Conditions, scales: Scales, rows: Table, state: State,
     keys: Key[Array, " b"], stochastic: bool,
 ) -> State:  # fmt: skip
-    """The denoising steps of `rows`, all of a sampler's table or some, under three-branch guidance."""
+    """The denoising steps of `rows`, all of a sampler's table or some, under three-branch guidance of `scales`."""
     config, weights = model.config.unet, params["unet"]
     shown = branches(conditions.guidance, conditions.null_guidance, conditions.image_latents)
     same = ahead.guidance_and_photo(config, weights, *shown, model.dtype)
@@ -135,7 +142,7 @@ def denoise(
     def unet(x, time):
         return model.unet.apply({"params": weights, **same, **time}, x)
 
-    predict = guided(unet, batch.guidance_scale, batch.image_guidance_scale)
+    predict = guided(unet, *scales)
     noise_fn = noise_from_keys(keys, state.x.shape)[1] if stochastic else None
     return run(predict, rows, state, noise_fn, ahead.times(config, weights, rows.timestep, model.dtype))
 
@@ -154,5 +161,5 @@ def edit(
     said, states = write(model, params, batch, special)
     conditions = guide(model, params, states, batch.pixels)
     state = start(sampler, conditions, keys)
-    state = denoise(model, params, conditions, batch, sampler.table, state, keys, sampler.stochastic)
+    state = denoise(model, params, conditions, batch.scales, sampler.table, state, keys, sampler.stochastic)
     return decode(model, params, state.x), said.tokens

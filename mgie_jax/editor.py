@@ -72,20 +72,41 @@ class EditResult:
     states: Float[np.ndarray, "8 d"]
 
 
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A photo and its instruction as the networks take them; `Editor.prepare` makes it, on the host alone.
+
+    Attributes:
+        before, note: as an `EditResult` has them.
+        expressive: the expressive instruction that was supplied; None where it is to be written.
+        ids: the prompt's tokens, and those of a supplied answer.
+    """
+
+    before: Image.Image
+    note: str | None
+    seed: int
+    expressive: str | None
+    ids: list[int]
+    clip_pixels: Float[np.ndarray, "s s 3"]
+    pixels: Float[np.ndarray, "h w 3"]
+
+
 def default_model_dir() -> Path:
     """The bundled model's folder."""
     return Path(__file__).parent / "assets" / "default"
 
 
 def load(
-    model_dir: str | os.PathLike | None = None, *, mesh: Sequence[int] | None = None, dtype: str = "float32"
-) -> "Editor":
+    model_dir: str | os.PathLike | None = None, *, mesh: Sequence[int] | None = None, dtype: str = "float32",
+    devices: Sequence[jax.Device] | None = None,
+) -> "Editor":  # fmt: skip
     """An editor with the model of a model directory, by default the bundled one.
 
     Args:
         mesh: sizes of the axes data, fsdp, tensor over all devices, of which one may be -1 (`sharding.make_mesh`); each
             device then reads and holds its own part of the weights. None: one device.
         dtype: of the weights and the arithmetic, "float32" or "bfloat16".
+        devices: those of the mesh, in place of all.
 
     Raises:
         ModelDirError: the folder is no whole model; the message names the file and what to do.
@@ -93,10 +114,10 @@ def load(
     """
     enable_compilation_cache()
     path = default_model_dir() if model_dir is None else to_path(model_dir)
-    devices = None if mesh is None else make_mesh(mesh)
-    place = {} if devices is None else {"place": sharded(partial(param_sharding, devices))}
+    found = None if mesh is None else make_mesh(mesh, devices)
+    place = {} if found is None else {"place": sharded(partial(param_sharding, found))}
     config, params = load_model_dir(path, jnp.dtype(dtype), **place)
-    return Editor(config, params, load_tokenizer(path, config), mesh=devices, dtype=jnp.dtype(dtype))
+    return Editor(config, params, load_tokenizer(path, config), mesh=found, dtype=jnp.dtype(dtype))
 
 
 class Editor:
@@ -175,29 +196,82 @@ class Editor:
         Raises:
             ValueError: also where lengths differ, or the photos do not fit one size.
         """
-        defaults, clock = self.config.sampling, _Clock()
-        steps = defaults.steps if steps is None else steps
-        name = defaults.sampler if sampler is None else sampler
-        if name not in SAMPLERS:
-            raise ValueError(f"there is no sampler {name!r}; choose one of {', '.join(SAMPLERS)}")
-        plan = SAMPLERS[name](self.config.schedule, steps)
+        clock = _Clock()
         seeds = [0] * len(photos) if seeds is None else seeds
-        if not len(photos) == len(instructions) == len(seeds) or not photos:
-            raise ValueError(f"{len(photos)} photos, {len(instructions)} instructions, {len(seeds)} seeds")
+        texts = [None] * len(photos) if expressive is None else expressive
+        if not len(photos) == len(instructions) == len(seeds) == len(texts):
+            raise ValueError(
+                f"{len(photos)} photos, {len(instructions)} instructions, {len(seeds)} seeds, "
+                f"{len(texts)} expressive instructions"
+            )
+        self._sampler(sampler, steps)  # what is wrong with it is said before photos are read
+        rows = [
+            self.prepare(photo, instruction, seed=int(seed), expressive=text)
+            for photo, instruction, seed, text in zip(photos, instructions, seeds, texts, strict=True)
+        ]
+        return self.edit_prepared(
+            rows, steps=steps, sampler=sampler, guidance_scale=guidance_scale,
+            image_guidance_scale=image_guidance_scale, states=states, progress=progress, clock=clock,
+        )  # fmt: skip
 
-        opened = [photo if isinstance(photo, Image.Image) else open_photo(photo) for photo in photos]
-        fitted = [fit(photo.convert("RGB"), defaults.resolution, self.config.photo_multiple) for photo in opened]
+    def prepare(self, photo: Photo, instruction: str, *, seed: int = 0, expressive: str | None = None) -> Prepared:
+        """What the host does for one photo of a batch; threads may do it while the devices are at work.
+
+        Raises:
+            PhotoError: the photo cannot be read.
+            ValueError: an empty or overlong text.
+        """
+        ids = self._ids(instruction, expressive)
+        opened = photo if isinstance(photo, Image.Image) else open_photo(photo)
+        fitted, note = fit(opened.convert("RGB"), self.config.sampling.resolution, self.config.photo_multiple)
+        seen = clip_pixels(fitted, self.config.mllm.vision.image_size, CLIP_MEAN, CLIP_STD)
+        return Prepared(fitted, note, seed, expressive, ids, seen, to_pixels(fitted))
+
+    def width(self, instruction: str, expressive: str | None = None) -> int:
+        """To how many tokens its prompt is padded where it is alone; photos of like width go well together."""
+        length = len(self._ids(instruction, expressive))
+        return next(size for size in self._widths() if size >= length)
+
+    def edit_prepared(
+        self,
+        rows: Sequence[Prepared],
+        *,
+        steps: int | None = None,
+        sampler: str | None = None,
+        guidance_scale: float | None = None,
+        image_guidance_scale: float | None = None,
+        states: Float[np.ndarray, "n 8 d"] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        padded_to: int | None = None,
+        clock: "_Clock | None" = None,
+    ) -> list[EditResult]:
+        """One batch of photos that `prepare` has made ready.
+
+        Args:
+            padded_to: rows of the batch that is computed, at least as many as are given; a power of two where None.
+            clock: has run since the caller began.
+
+        Raises:
+            ValueError: the photos are not of one size; some have an expressive instruction and some have none; or as
+                `edit`.
+        """
+        defaults, clock = self.config.sampling, clock or _Clock()
+        plan = self._sampler(sampler, steps)
+        if not rows or len({row.expressive is None for row in rows}) > 1:
+            raise ValueError("a batch is of one photo or more, and an expressive instruction is given for all or none")
         batch = self._batch(
-            [photo for photo, _ in fitted], instructions, expressive,
+            rows,
             defaults.guidance_scale if guidance_scale is None else guidance_scale,
             defaults.image_guidance_scale if image_guidance_scale is None else image_guidance_scale,
-        )  # fmt: skip
-        keys = jax.vmap(jax.random.key)(jnp.asarray(_padded(np.asarray(seeds, np.uint32), len(batch.ids))))
+            padded_to,
+        )
+        seeds = np.asarray([row.seed for row in rows], np.uint32)
+        keys = jax.vmap(jax.random.key)(jnp.asarray(_padded(seeds, len(batch.ids))))
         batch, keys = self._placed(batch), self._placed(keys)
         clock.lap("read")
 
         with nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
-            texts, states = self._states(batch, instructions, expressive, states)
+            texts, states = self._states(batch, rows, states)
             clock.lap("write")
             conditions = guide(self._model, self.params, states, batch.pixels)
             state = jax.block_until_ready(stages.start(plan, conditions, keys))
@@ -208,47 +282,55 @@ class Editor:
             clock.lap("decode")
         states = to_host(states)
         return [
-            EditResult(Image.fromarray(pictures[i]), photo, texts[i], int(seeds[i]), clock.laps, note, states[i])
-            for i, (photo, note) in enumerate(fitted)
+            EditResult(Image.fromarray(pictures[i]), row.before, texts[i], row.seed, clock.laps, row.note, states[i])
+            for i, row in enumerate(rows)
         ]
 
+    def _sampler(self, name: str | None, steps: int | None) -> Sampler:
+        name = self.config.sampling.sampler if name is None else name
+        if name not in SAMPLERS:
+            raise ValueError(f"there is no sampler {name!r}; choose one of {', '.join(SAMPLERS)}")
+        return SAMPLERS[name](self.config.schedule, self.config.sampling.steps if steps is None else steps)
+
+    def _ids(self, instruction: str, expressive: str | None) -> list[int]:
+        if expressive is None:
+            return self.tokenizer.encode_prompt(instruction)
+        return self.tokenizer.encode_example(instruction, expressive)[0]
+
+    def _widths(self) -> list[int]:
+        longest = self.config.prompt.model_max_length
+        return [*(size for size in TEXT_BUCKETS if size < longest), longest]
+
     def _batch(
-        self, photos: list[Image.Image], instructions: Sequence[str], expressive: Sequence[str] | None,
-        guidance_scale: float, image_guidance_scale: float,
+        self, rows: Sequence[Prepared], guidance_scale: float, image_guidance_scale: float,
+        padded_to: int | None = None,
     ) -> stages.EditBatch:  # fmt: skip
-        sizes = {photo.size for photo in photos}
+        sizes = {row.before.size for row in rows}
         if len(sizes) > 1:
             raise ValueError(f"photos of one batch must fit one size, these fit {sorted(sizes)}; edit them apart")
-        rows = next((size for size in BATCH_BUCKETS if size >= len(photos)), len(photos))
-        if expressive is None:
-            texts = [self.tokenizer.encode_prompt(text) for text in instructions]
-        else:
-            pairs = zip(instructions, expressive, strict=True)
-            texts = [self.tokenizer.encode_example(text, answer)[0] for text, answer in pairs]
-        buckets = [size for size in TEXT_BUCKETS if size < self.config.prompt.model_max_length]
-        ids, mask = pad_batch(texts, [*buckets, self.config.prompt.model_max_length], pad_id=self.tokenizer.pad_id)
-        see = partial(clip_pixels, image_size=self.config.mllm.vision.image_size, mean=CLIP_MEAN, std=CLIP_STD)
+        count = next((size for size in (padded_to or 0, *BATCH_BUCKETS) if size >= len(rows)), len(rows))
+        ids, mask = pad_batch([row.ids for row in rows], self._widths(), pad_id=self.tokenizer.pad_id)
         return stages.EditBatch(
-            ids=_padded(ids, rows),
-            mask=_padded(mask, rows),
-            clip_pixels=_padded(np.stack([see(photo) for photo in photos]), rows),
-            pixels=_padded(np.stack([to_pixels(photo) for photo in photos]), rows),
-            guidance_scale=np.full(rows, guidance_scale, np.float32),
-            image_guidance_scale=np.full(rows, image_guidance_scale, np.float32),
+            ids=_padded(ids, count),
+            mask=_padded(mask, count),
+            clip_pixels=_padded(np.stack([row.clip_pixels for row in rows]), count),
+            pixels=_padded(np.stack([row.pixels for row in rows]), count),
+            guidance_scale=np.full(count, guidance_scale, np.float32),
+            image_guidance_scale=np.full(count, image_guidance_scale, np.float32),
         )
 
     def _states(
-        self, batch: stages.EditBatch, instructions: Sequence[str], expressive: Sequence[str] | None,
-        states: np.ndarray | None,
-    ) -> tuple[list[str], Array]:  # fmt: skip
+        self, batch: stages.EditBatch, rows: Sequence[Prepared], states: np.ndarray | None
+    ) -> tuple[list[str], Array]:
         """What is shown to people, and the visual states: kept, read from given answers, or written."""
+        given = [row.expressive or "" for row in rows]
         if states is not None:
-            return list(expressive or [""] * len(instructions)), self._placed(_padded(states, len(batch.ids)))
-        if expressive is not None:
-            return list(expressive), jax.block_until_ready(read(self._model, self.params, batch, special=self._special))
+            return given, self._placed(_padded(states, len(batch.ids)))
+        if rows[0].expressive is not None:
+            return given, jax.block_until_ready(read(self._model, self.params, batch, special=self._special))
         answer, states = write(self._model, self.params, batch, special=self._special)
         lengths, tokens = to_host(answer.length), to_host(answer.tokens)
-        answers = [tokens[i, : lengths[i]] for i in range(len(instructions))]
+        answers = [tokens[i, : lengths[i]] for i in range(len(rows))]
         return [self.tokenizer.decode_answer(ids) for ids in answers], states
 
     def _denoised(
@@ -258,7 +340,7 @@ class Editor:
         steps = len(plan.table.timestep)
         for first, last in chunks(steps):
             state = denoise(
-                self._model, self.params, conditions, batch, plan.table.rows(first, last), state, keys,
+                self._model, self.params, conditions, batch.scales, plan.table.rows(first, last), state, keys,
                 stochastic=plan.stochastic,
             )  # fmt: skip
             if progress:

@@ -40,7 +40,7 @@ def pixels(result):
 def test_stages_equal_the_one_program(editor, photos, name):
     """What `Editor` does in stages, step by step, is what `edit.edit` compiles whole."""
     result = editor.edit(photos[0], "brighter", seed=5, steps=3, sampler=name)
-    batch = editor._batch([photos[0].resize((32, 32), Image.Resampling.LANCZOS)], ["brighter"], None, 7.5, 1.5)
+    batch = editor._batch([editor.prepare(photos[0], "brighter")], 7.5, 1.5)
     plan = SAMPLERS[name](CONFIG.schedule, 3)
     keys = jax.vmap(jax.random.key)(jnp.asarray([5], jnp.uint32))
     whole = jax.jit(partial(edit.edit, MGIE(CONFIG), sampler=plan, special=editor._special))
@@ -78,7 +78,9 @@ def test_supplied_expressive_instruction_is_read(editor, photos):
     assert first.expressive == "The photo is dark."
     assert np.abs(pixels(first) - pixels(other)).max() > 0
     ids, _ = editor.tokenizer.encode_example("brighter", "The photo is dark.")
-    batch = on_device(editor._batch([first.before], ["brighter"], ["The photo is dark."], 1.0, 1.0))
+    batch = on_device(
+        editor._batch([editor.prepare(first.before, "brighter", expressive="The photo is dark.")], 1.0, 1.0)
+    )
     hidden = editor._model.mllm.apply({"params": editor.params["mllm"]}, batch.ids, batch.mask, batch.clip_pixels)
     at = ids.index(editor.tokenizer.img_ids[0])
     np.testing.assert_allclose(first.states, hidden[0, at - 1 : at + 7], rtol=1e-4, atol=1e-5)
@@ -86,7 +88,7 @@ def test_supplied_expressive_instruction_is_read(editor, photos):
 
 def test_written_states_are_those_of_the_whole_text(editor, photos):
     """Cached decoding picks the very states that one uncached pass over prompt and answer has."""
-    batch = on_device(editor._batch([photos[0].resize((32, 32))], ["brighter"], None, 1.0, 1.0))
+    batch = on_device(editor._batch([editor.prepare(photos[0].resize((32, 32)), "brighter")], 1.0, 1.0))
     answer, states = edit.write(editor._model, editor.params, batch, editor._special)
     prompt, length = int(batch.mask.sum()), int(answer.length[0])
     ids = jnp.concatenate([batch.ids[0, :prompt], answer.tokens[0, :length]])[None]

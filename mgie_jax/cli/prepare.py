@@ -65,9 +65,10 @@ def run(args: argparse.Namespace) -> int:
     sizes = mesh_sizes(args.mesh)
     summarizer = None if args.summarizer == "none" else to_path(args.summarizer)
 
-    from mgie_jax.data.prepare import Settings, chosen, fingerprint, finished, prepare
+    from mgie_jax.data.prepare import Settings, chosen, finished, prepare
     from mgie_jax.data.records import contents
     from mgie_jax.editor import default_model_dir
+    from mgie_jax.weights.atomic import fingerprint
     from mgie_jax.weights.model_config import load_config
     from mgie_jax.weights.t5 import load_t5_config
 

@@ -8,7 +8,6 @@ mesh of its own devices; they share nothing but the folder of `parts`.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import time
@@ -24,8 +23,8 @@ from mgie_jax.data.assemble import REPORT, Skipped, assemble, skipped_of, write_
 from mgie_jax.data.builders.base import LOG, NAMED
 from mgie_jax.data.parts import Batch
 from mgie_jax.data.records import INFO, DataSetError, Example, Examples, contents, load
-from mgie_jax.paths import AnyPath, files, is_remote, is_within, remove
-from mgie_jax.weights.atomic import SUMS, is_there
+from mgie_jax.paths import AnyPath, is_remote, is_within, remove
+from mgie_jax.weights.atomic import is_there
 
 WINDOW = 8  # batches: enough that few of them are part full, few enough to keep the pictures of two in memory
 POLL_S, POLL_BUCKET_S = 0.2, 5.0
@@ -51,7 +50,7 @@ class Settings:
 
     Attributes:
       data: `records.Contents.digest`.
-      model, summarizer: `fingerprint` of their folders; "none" where answers are kept whole.
+      model, summarizer: `weights.atomic.fingerprint` of their folders; "none" where answers are kept whole.
       splits: those to prepare.
       limit: examples of each split, from its beginning; None for all.
     """
@@ -116,14 +115,6 @@ def batches(widths: Sequence[int | None], size: int) -> list[list[int]]:
         alike = [i for i, other in enumerate(widths) if other == width]
         found += [alike[start : start + size] for start in range(0, len(alike), size)]
     return found
-
-
-def fingerprint(folder: AnyPath) -> str:
-    """Of a model's folder: of its SHA256SUMS where it has them, else of its files' names, sizes and times."""
-    if (folder / SUMS).is_file():
-        return hashlib.sha256((folder / SUMS).read_bytes()).hexdigest()
-    listed = [(name, entry.size, entry.version) for name, entry in files(folder).items()]
-    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
 def chosen(data: AnyPath, splits: Sequence[str], limit: int | None) -> dict[str, int]:

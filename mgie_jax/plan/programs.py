@@ -166,7 +166,9 @@ def edit_programs(config: ml_collections.ConfigDict, mesh: Mesh, batch: int | No
     chunks = editor.chunks(len(plan.table.timestep))
     first, last = chunks[0]
     table = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), plan.table.rows(first, last))
-    drawn = {"conditions": conditions, "batch": asked, "rows": _replicated(mesh, table), "state": state, "keys": keys}
+    drawn = {
+        "conditions": conditions, "scales": asked.scales, "rows": _replicated(mesh, table), "state": state, "keys": keys
+    }  # fmt: skip
     denoise = stage("denoise", editor.denoise, drawn, len(chunks), stochastic=plan.stochastic)
     return [write, guide, denoise, stage("decode", editor.decode, {"latents": state.x})]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -181,3 +182,11 @@ def read_sums(folder: AnyPath) -> dict[str, str] | None:
             raise ModelDirError(f"{path} is damaged at {line[:99]!r}; write or download the model anew")
         sums[found[2]] = found[1]
     return sums
+
+
+def fingerprint(folder: AnyPath) -> str:
+    """Of a model's folder: of its SHA256SUMS where it has them, else of its files' names, sizes and times."""
+    if (folder / SUMS).is_file():
+        return hashlib.sha256((folder / SUMS).read_bytes()).hexdigest()
+    listed = [(name, entry.size, entry.version) for name, entry in files(folder).items()]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()

@@ -12,8 +12,9 @@ from dataclasses import asdict, replace
 import pytest
 
 from mgie_jax.data import parts
-from mgie_jax.data.prepare import Window, batches, fingerprint, finished, prepare, share, windows
+from mgie_jax.data.prepare import Window, batches, finished, prepare, share, windows
 from mgie_jax.data.records import DataSetError, load
+from mgie_jax.weights.atomic import fingerprint
 from tests.data.preparing import Parrot, examples, picture, run, settings, write
 
 FORKS = multiprocessing.get_context("forkserver")

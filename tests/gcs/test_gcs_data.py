@@ -14,10 +14,10 @@ from mgie_jax import cli
 from mgie_jax.data import parts
 from mgie_jax.data.builders.build import build
 from mgie_jax.data.photos import load as load_photos
-from mgie_jax.data.prepare import fingerprint, finished, prepare
+from mgie_jax.data.prepare import finished, prepare
 from mgie_jax.data.records import INFO, DataSetError, contents, load
 from mgie_jax.paths import files
-from mgie_jax.weights.atomic import WRITING, publish
+from mgie_jax.weights.atomic import WRITING, fingerprint, publish
 from mgie_jax.weights.files import INDEX
 from tests.data.preparing import Parrot, examples, settings, write
 from tests.gcs.same import assert_same, bytes_of, dataset_in
