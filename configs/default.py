@@ -1,8 +1,8 @@
-"""The bundled model's joint training of MLLM, edit head and UNet, L_ins + 0.5 L_edit: five runs, one from the other.
+"""The bundled model's joint training of MLLM, edit head and UNet, L_ins + 0.5 L_edit: six runs, one from the other.
 
-mgie train --config configs/default.py:64 --workdir out/64 --config.init=out/mllm/model --config.photos=photos
-mgie train --config configs/default.py:128 --workdir out/128 --config.init=out/64/model --config.photos=photos
-... and so with 64-2, 128-2 and 128-3.
+    mgie train --config configs/default.py:64 --workdir out/64 --config.init=out/mllm/model --config.photos=photos
+    mgie train --config configs/default.py:128 --workdir out/128 --config.init=out/64/model --config.photos=photos
+    ... and so with 64-2, 128-2, 128-3 and 128-4.
 """
 
 import ml_collections
@@ -21,6 +21,11 @@ LAST_WEIGHTS = {
     "red_tint": 1.2, "blue_tint": 0.7, "purple_tint": 0.7, "blur": 2.5, "sharpen": 2.0, "invert": 2.5,
     "pixelate": 2.5, "posterize": 3.0, "solarize": 1.5, "night": 0.6, "vignette": 0.7, "sketch": 0.7,
 }  # fmt: skip
+# ... and after five.
+REST_WEIGHTS = LAST_WEIGHTS | {
+    "contrast_up": 4.0, "saturate": 4.0, "black_and_white": 3.0, "blur": 3.0, "pixelate": 4.5, "posterize": 4.5,
+    "red_tint": 1.0, "sharpen": 1.5, "invert": 2.0, "night": 0.5,
+}  # fmt: skip
 
 # Shares of global, photo-dependent and local edits; learning rates of MLLM and the rest.
 RUNS = {
@@ -31,6 +36,7 @@ RUNS = {
     "64-2": dict(seed=31, steps=560, mix=(0.85, 0.13, 0.02), rates=(4e-4, 8e-4), timestep_power=1.5),
     "128-2": dict(seed=32, steps=560, mix=(0.84, 0.14, 0.02), rates=(2e-4, 5e-4), timestep_power=1.5),
     "128-3": dict(seed=33, steps=260, mix=(0.84, 0.14, 0.02), rates=(2e-4, 4e-4), timestep_power=1.3),
+    "128-4": dict(seed=34, steps=760, mix=(0.84, 0.14, 0.02), rates=(2e-4, 5e-4), timestep_power=1.3),
 }
 
 
@@ -43,7 +49,7 @@ def get_config(run: str = "64") -> ml_collections.ConfigDict:
     c.stage = "joint"
     c.model = "default"
     c.mix = row["mix"]
-    c.weights = LAST_WEIGHTS if run == "128-3" else WEIGHTS
+    c.weights = {"128-3": LAST_WEIGHTS, "128-4": REST_WEIGHTS}.get(run, WEIGHTS)
     c.seed = row["seed"]
     c.steps = row["steps"]
     c.batch_size = 32 if small else 16

@@ -44,9 +44,9 @@ train() { # train CONFIG WORKDIR INIT
 train configs/default_vae.py "$work/vae" ""
 train configs/default_mllm.py "$work/mllm" "$work/vae/model"
 before=$work/mllm/model
-for run in 64 128 64-2 128-2 128-3; do
+for run in 64 128 64-2 128-2 128-3 128-4; do
   train "configs/default.py:$run" "$work/joint-$run" "$before"
   before=$work/joint-$run/model
 done
-mgie curves "$work/curves.png" "$work/vae" "$work/mllm" "$work"/joint-{64,128,64-2,128-2,128-3}
+mgie curves "$work/curves.png" "$work/vae" "$work/mllm" "$work"/joint-{64,128,64-2,128-2,128-3,128-4}
 mgie eval --suite photo-ops --photos "$photos" --model "$before" --sheet "$work/sheet.png"

@@ -108,7 +108,8 @@ def default() -> MGIEConfig:
         prompt=PromptConfig(model_max_length=256),
         # What gave the least error on training photos: it is the noisy steps that this model was trained most for.
         sampling=SamplingConfig(
-            resolution=128, steps=8, sampler="ddim", guidance_scale=1.2, image_guidance_scale=1.0, max_new_tokens=64
+            resolution=128, steps=4, sampler="euler_ancestral", guidance_scale=1.1, image_guidance_scale=1.0,
+            max_new_tokens=64,
         ),
     )  # fmt: skip
 
