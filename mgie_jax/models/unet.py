@@ -109,7 +109,8 @@ class GEGLU(nn.Module):
     """x W + b, of which one half is let through by the exact GELU of the other (arXiv 2002.05202), to `width`.
 
     The kernel holds both halves side by side, as PyTorch's does. They are cut apart before the product, so that over
-    `tensor` each device has the same columns of both.
+    `tensor` each device has the same columns of both. (Reshaped to (channels, 2, width) it would be laid out anew on a
+    TPU, and its gradient again.)
     """
 
     width: int
@@ -117,13 +118,16 @@ class GEGLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l c"]) -> Float[Array, "b l w"]:
-        channels = x.shape[-1]
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (channels, 2 * self.width))
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], 2 * self.width))
         bias = self.param("bias", nn.initializers.zeros_init(), (2 * self.width,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        kernel = constrain(kernel.reshape(channels, 2, self.width), PartitionSpec("fsdp", None, "tensor"))
-        y = jnp.einsum("blc,cgw->blgw", x, kernel) + bias.reshape(2, self.width)
-        return y[:, :, 0] * nn.gelu(y[:, :, 1], approximate=False)
+
+        def half(kernel, bias):
+            return x @ constrain(kernel, PartitionSpec("fsdp", "tensor")) + bias
+
+        hidden = half(kernel[:, : self.width], bias[: self.width])
+        gate = half(kernel[:, self.width :], bias[self.width :])
+        return hidden * nn.gelu(gate, approximate=False)
 
 
 class FeedForward(nn.Module):
