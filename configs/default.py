@@ -1,8 +1,8 @@
 """The bundled model's joint training of MLLM, edit head and UNet, L_ins + 0.5 L_edit: six runs, one from the other.
 
-    mgie train --config configs/default.py:64 --workdir out/64 --config.init=out/mllm/model --config.photos=photos
-    mgie train --config configs/default.py:128 --workdir out/128 --config.init=out/64/model --config.photos=photos
-    ... and so with 64-2, 128-2, 128-3 and 128-4.
+mgie train --config configs/default.py:64 --workdir out/64 --config.init=out/mllm/model --config.photos=photos
+mgie train --config configs/default.py:128 --workdir out/128 --config.init=out/64/model --config.photos=photos
+... and so with 64-2, 128-2, 128-3 and 128-4.
 """
 
 import ml_collections

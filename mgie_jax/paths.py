@@ -104,6 +104,11 @@ def is_same(path: AnyPath, other: AnyPath) -> bool:
     return path.exists() and path.samefile(other)
 
 
+def is_folder(path: AnyPath) -> bool:
+    """Whether there is a folder; no, too, where the path is none that the system can look at."""
+    return path.is_dir() if is_remote(path) else os.path.isdir(path)
+
+
 def make_folder(path: AnyPath) -> None:
     """Makes a folder and those above it, if they are not there."""
     if not is_remote(path):

@@ -4,16 +4,19 @@ Pictures travel as Pillow RGB images until `to_pixels` and `clip_pixels` turn th
 """
 
 import io
+import json
 import math
 import os
+import re
 import secrets
 import stat
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from mgie_jax.paths import AnyPath, is_remote, to_path
 
@@ -59,6 +62,40 @@ def decode_photo(content: bytes, name: str) -> Image.Image:
     return _decoded(io.BytesIO(content), name)
 
 
+def upright_size(path: str | os.PathLike) -> tuple[int, int] | None:
+    """Width and height that `open_photo` would give, from the file's header; None where that cannot be had.
+
+    It may err about a photo that tells its rotation behind its pixels, as a PNG can.
+    """
+    path = to_path(path)
+    try:
+        if not is_remote(path):
+            _check_readable(path)
+        with warnings.catch_warnings(), path.open("rb") as file:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(file) as image:
+                # Pillow would decode a whole PNG to look for what is not among its first chunks; TIFFs it turns itself.
+                told = "exif" in image.info if image.format == "PNG" else image.format != "TIFF"
+                turned = told and image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+                return image.size[::-1] if turned else image.size
+    except Exception:  # whatever it is, `open_photo` says it
+        return None
+
+
+def fit_size(size: tuple[int, int], resolution: int, multiple: int) -> tuple[int, int]:
+    """The size to which `fit` brings a photo of `size`, both as width and height."""
+    if not 0 < multiple <= resolution:
+        raise ValueError(f"resolution {resolution} must be at least multiple {multiple}, both positive")
+    aspect = min(max(size[0] / size[1], 1 / MAX_ASPECT), MAX_ASPECT)
+
+    def cost(size: tuple[int, int]) -> float:
+        w, h = size
+        return abs(math.log(w / h / aspect)) + 0.5 * abs(math.log(w * h / resolution**2))
+
+    sides = range(multiple, 2 * resolution + 1, multiple)
+    return min(((w, h) for w in sides for h in sides if max(w, h) <= MAX_ASPECT * min(w, h)), key=cost)
+
+
 def fit(photo: Image.Image, resolution: int, multiple: int) -> tuple[Image.Image, str | None]:
     """Resize a photo to about `resolution`^2 pixels with both sides multiples of `multiple`.
 
@@ -67,18 +104,8 @@ def fit(photo: Image.Image, resolution: int, multiple: int) -> tuple[Image.Image
     that is less than 2 % of a side. Raises ValueError where `resolution` is below `multiple` or either is not
     positive.
     """
-    if not 0 < multiple <= resolution:
-        raise ValueError(f"resolution {resolution} must be at least multiple {multiple}, both positive")
     width, height = photo.size
-    aspect = min(max(width / height, 1 / MAX_ASPECT), MAX_ASPECT)
-
-    def cost(size: tuple[int, int]) -> float:
-        w, h = size
-        return abs(math.log(w / h / aspect)) + 0.5 * abs(math.log(w * h / resolution**2))
-
-    sides = range(multiple, 2 * resolution + 1, multiple)
-    size = min(((w, h) for w in sides for h in sides if max(w, h) <= MAX_ASPECT * min(w, h)), key=cost)
-
+    size = fit_size(photo.size, resolution, multiple)
     trimmed_w = 1 - min(1.0, size[0] / size[1] * height / width)
     trimmed_h = 1 - min(1.0, size[1] / size[0] * width / height)
     note = None
@@ -134,14 +161,18 @@ def check_writable(path: str | os.PathLike) -> None:
         raise PhotoError(f"{path}: cannot be written ({_reason(error)}); choose another place") from error
 
 
-def save_atomic(image: Image.Image, path: str | os.PathLike) -> None:
+def save_atomic(image: Image.Image, path: str | os.PathLike, about: Mapping[str, str] | None = None) -> None:
     """Write a picture in the format of its suffix so that `path` is either whole or as it was before.
 
     JPEG and WebP are written at quality 95. Raises `PhotoError` for an unknown suffix or a failed write.
+
+    Args:
+        about: what the file tells of the picture: in PNG a text chunk (iTXt) each; one JSON object in the UserComment
+            of JPEG and WebP, the ImageDescription of TIFF; BMP has no place for it.
     """
     path = to_path(path)
     encoded = io.BytesIO()
-    image.save(encoded, _save_format(path), quality=95)
+    image.save(encoded, _save_format(path), quality=95, **_told(_save_format(path), about or {}))
     if is_remote(path):
         path.write_bytes(encoded.getvalue())
         return
@@ -251,6 +282,28 @@ def _save_format(path: AnyPath) -> str:
     except KeyError:
         known = " ".join(SAVE_FORMATS)
         raise PhotoError(f"{path}: unknown format {path.suffix!r}; end the name in one of {known}") from None
+
+
+def _told(name: str, about: Mapping[str, str]) -> dict:
+    """Arguments with which Pillow writes `about` into a file of the format `name`."""
+    if not about:
+        return {}
+    if name == "PNG":
+        chunks = PngInfo()
+        for key, text in about.items():
+            chunks.add_itxt(key, text)
+        return {"pnginfo": chunks}
+    text = json.dumps(dict(about))  # ASCII, beyond which EXIF and TIFF have no encoding that all readers know
+    if name == "TIFF":
+        return {"tiffinfo": {ExifTags.Base.ImageDescription: text}}
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"ASCII\0\0\0" + text.encode()
+    return {"exif": exif}
+
+
+def is_unfinished(name: str) -> bool:
+    """Whether a file is what a killed `save_atomic` left."""
+    return re.fullmatch(r"(.*/)?\.mgie-[0-9a-f]{16}\.tmp", name) is not None
 
 
 def _temporary(path: AnyPath) -> AnyPath:

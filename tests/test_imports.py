@@ -15,15 +15,15 @@ LAYERS = [
     {"types", "paths", "distributed", "sharding", "torus", "diffusion", "text", "photo", "compare", "compilation"},
     {"models"},
     {"weights", "edit", "data", "train"},
-    {"editor", "eval", "plan", "bench"},
+    {"editor", "batch", "eval", "plan", "bench"},
     {"cli", "demo", "__init__"},
 ]
 RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
 
 # Third-party packages that only some files may import; an empty tuple means nowhere.
 CONFINED = {
-    "torch": ("weights/torch_files.py", "bench.py"),
-    "diffusers": ("bench.py",),
+    "torch": ("weights/torch_files.py", "bench/torch_"),
+    "diffusers": ("bench/torch_",),
     "tensorflow": (),
     "tensorflow_datasets": ("data/",),
     "gradio": ("demo.py",),

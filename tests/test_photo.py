@@ -1,5 +1,6 @@
 """Photos: whatever opens, opens right; whatever does not, says so in one line."""
 
+import json
 import os
 import struct
 import threading
@@ -8,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import ExifTags, Image, ImageCms
 
 from mgie_jax import photo
 from mgie_jax.compare import compare_picture
-from mgie_jax.photo import PhotoError, check_writable, clip_pixels, fit, open_photo, save_atomic
+from mgie_jax.photo import PhotoError, check_writable, clip_pixels, fit, fit_size, open_photo, save_atomic, upright_size
 
 PHOTOS = Path(photo.__file__).parent / "assets" / "photos"
 RED, GREEN = (255, 0, 0), (0, 128, 0)
@@ -250,3 +251,45 @@ def test_comparison_shows_both_photos_large_enough(size):
         rows, columns = np.nonzero((shown == colour).all(-1))
         assert 383 <= max(np.ptp(rows), np.ptp(columns)) + 1 <= 768
     assert (shown[-10:] == 255).all() and (shown[:, -10:] == 255).all()
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tiff"])
+def test_a_header_tells_the_upright_size(tmp_path, name, orientation):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.new("RGB", (40, 20), RED).save(tmp_path / name, exif=exif)
+    size = open_photo(tmp_path / name).size
+    assert upright_size(tmp_path / name) == size == ((40, 20) if orientation < 5 else (20, 40))
+    assert fit_size(size, 128, 16) == fit(open_photo(tmp_path / name), 128, 16)[0].size
+
+
+def test_a_header_is_all_that_is_read_of_a_photo(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (300, 200, 3), np.uint8)
+    for name in ("a.png", "a.jpg"):
+        Image.fromarray(noise).save(tmp_path / name)
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:2000])
+        assert upright_size(tmp_path / name) == (200, 300)
+
+
+def test_what_has_no_header_has_no_size(tmp_path):
+    (tmp_path / "text.jpg").write_text("this is not a picture")
+    for path in (tmp_path / "text.jpg", tmp_path / "missing.jpg", tmp_path, Path("/dev/zero")):
+        assert upright_size(path) is None
+
+
+def test_a_picture_tells_what_it_is_told(tmp_path):
+    about = {"Instruction": 'größer, "heller" \u2713 \n<b>', "Seed": "3"}
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 40, 3), np.uint8))
+    for suffix in ("png", "jpg", "webp", "tiff", "bmp"):
+        save_atomic(picture, tmp_path / f"a.{suffix}", about)
+        save_atomic(picture, tmp_path / f"b.{suffix}")
+        told, plain = (Image.open(tmp_path / f"{name}.{suffix}") for name in "ab")
+        assert np.array_equal(told, plain)
+        if suffix == "png":
+            assert told.text == about and plain.text == {}
+        elif suffix == "tiff":
+            assert json.loads(told.getexif()[ExifTags.Base.ImageDescription]) == about
+        elif suffix != "bmp":
+            comment = told.getexif().get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment]
+            assert json.loads(comment.removeprefix(b"ASCII\0\0\0")) == about and not plain.getexif()

@@ -1,4 +1,4 @@
-"""`mgie edit`: a photo and an instruction in, the edited photo out."""
+"""`mgie edit`: a photo and an instruction in, the edited photo out; `edit_many` has a folder's or a list's."""
 
 import argparse
 import contextlib
@@ -10,9 +10,11 @@ import time
 from tqdm import tqdm
 
 import mgie_jax
+from mgie_jax.batch.jobs import MAX_SEED, words
+from mgie_jax.cli import edit_many
 from mgie_jax.cli.mesh import mesh_sizes
 from mgie_jax.compare import compare_picture
-from mgie_jax.paths import argument, is_same, to_path
+from mgie_jax.paths import argument, is_folder, is_same, to_path
 from mgie_jax.photo import check_writable, open_photo, save_atomic
 
 HELP = "edit a photo by an instruction"
@@ -20,25 +22,32 @@ HELP = "edit a photo by an instruction"
 SAMPLERS = ("euler_ancestral", "ddim", "dpmpp_2m")
 MAX_STEPS = 1000  # the diffusion has no more
 MAX_SCALE = 100.0
-MAX_CHARACTERS = 1000
 EXAMPLES = """examples:
   mgie edit cat.jpg "make it look like night"
   mgie edit cat.jpg "make it brighter" -o out/bright.png --compare
   mgie edit cat.jpg "black and white" --steps 20 --seed 7 --json
   mgie edit cat.jpg "make it warmer" --model mgie_7b --mesh 1,1,-1 --dtype bfloat16
+  mgie edit holiday "make it warmer" -o holiday-warmer --html
+  mgie edit --batch jobs.jsonl -o edited --json
+
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare this command's arguments on its parser."""
     parser.description = "Edit a photo by an instruction in plain words."
-    parser.epilog = EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("photo", metavar="PHOTO", type=argument, help="JPEG, PNG, WebP, TIFF, ...")
-    parser.add_argument("instruction", metavar="INSTRUCTION", help='what to change, such as "make it warmer"')
-    parser.add_argument(
-        "-o", "--output", metavar="OUT.png", type=argument, help="where to save (default: ./PHOTO-edited.png)"
+    parser.epilog = EXAMPLES + edit_many.EPILOG
+    parser.usage = (
+        "%(prog)s PHOTO INSTRUCTION [options]\n       %(prog)s FOLDER INSTRUCTION -o OUT [options]\n"
+        "       %(prog)s --batch JOBS.jsonl -o OUT [options]"
     )
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    photo = parser.add_argument("photo", metavar="PHOTO", type=argument,
+                                help="JPEG, PNG, WebP, TIFF, ...; or a folder of them")  # fmt: skip
+    instruction = parser.add_argument("instruction", metavar="INSTRUCTION",
+                                      help='what to change, such as "make it warmer"')  # fmt: skip
+    parser.add_argument("-o", "--output", metavar="OUT.png", type=argument,
+                        help="where to save (default: ./PHOTO-edited.png); of several photos, a folder")  # fmt: skip
     parser.add_argument("--compare", action="store_true", help="also save OUT-compare.png: before and after")
     parser.add_argument("--model", metavar="DIR", type=argument, help="model directory (default: bundled)")
     parser.add_argument("--steps", metavar="N", type=int, help="denoising steps (default: the model's)")
@@ -50,9 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="equal seeds, equal pictures (default 0)")
     parser.add_argument("--expressive", metavar="TEXT", help="use this expressive instruction, write none")
     parser.add_argument("--mesh", metavar="D,F,T", help="spread the model over all devices: sizes of the axes data,"
-                        " fsdp, tensor, one of which may be -1 (default: one device)")  # fmt: skip
+                        " fsdp, tensor, one of which may be -1 (default: one device; -1,1,1 for many"
+                        " photos)")  # fmt: skip
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of text")
+    edit_many.add_arguments(parser, [photo, instruction])
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,9 +71,12 @@ def run(args: argparse.Namespace) -> int:
 
     Raises ValueError (also as PhotoError, ModelDirError) for whatever the user can mend.
     """
-    instruction = _words("the instruction", args.instruction)
-    expressive = None if args.expressive is None else _words("--expressive", args.expressive)
     _check_numbers(args)
+    if args.batch is not None or is_folder(args.photo):
+        return edit_many.run(args)
+    edit_many.check_unused(args)
+    instruction = words("the instruction", args.instruction)
+    expressive = None if args.expressive is None else words("--expressive", args.expressive)
     sizes = None if args.mesh is None else mesh_sizes(args.mesh)
     if args.model is not None and not args.model.is_dir():
         raise ValueError(f"{args.model}: there is no such model directory")
@@ -92,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
             progress=progress,
         )
         seconds |= result.seconds
+        told = _about(args, instruction, result)
     if result.note:
         print(f"Note: {result.note}.", file=sys.stderr)
     start = time.perf_counter()
@@ -99,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     if args.compare:
         pictures[comparison] = compare_picture(result.before, result.image, instruction, result.expressive)
     for path, picture in pictures.items():
-        save_atomic(picture, path)
+        save_atomic(picture, path, told)
     seconds["save"] = time.perf_counter() - start
     seconds = {stage: round(float(value), 3) for stage, value in seconds.items()}
 
@@ -121,23 +136,22 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _words(name: str, text: str) -> str:
-    """Whitespace evened out; ValueError where nothing is left, too much is, or it is not valid text."""
-    words = " ".join(text.split())
-    if not words:
-        raise ValueError(f'{name} is empty; say what to change, such as "make it brighter"')
-    if len(words) > MAX_CHARACTERS:
-        raise ValueError(f"{name} has {len(words)} characters; shorten it to at most {MAX_CHARACTERS}")
-    if any(0xD800 <= ord(character) <= 0xDFFF for character in words):  # bytes that were not UTF-8
-        raise ValueError(f"{name} is not valid UTF-8 text")
-    return words
+def _about(args: argparse.Namespace, instruction: str, result) -> dict[str, str]:
+    """What the picture's file says of how it was made."""
+    from mgie_jax.batch.settings import Settings, about
+
+    settings = Settings.of(
+        args.model or mgie_jax.default_model_dir(), steps=args.steps, sampler=args.sampler,
+        guidance_scale=args.guidance_scale, image_guidance_scale=args.image_guidance_scale, dtype=args.dtype,
+    )  # fmt: skip
+    return about(instruction, result.expressive, result.seed, settings)
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
     if args.steps is not None and not 1 <= args.steps <= MAX_STEPS:
         raise ValueError(f"--steps {args.steps}: must be from 1 to {MAX_STEPS}")
-    if not 0 <= args.seed < 2**32:
-        raise ValueError(f"--seed {args.seed}: must be from 0 to {2**32 - 1}")
+    if not 0 <= args.seed <= MAX_SEED:
+        raise ValueError(f"--seed {args.seed}: must be from 0 to {MAX_SEED}")
     for flag in ("guidance_scale", "image_guidance_scale"):
         scale = getattr(args, flag)
         if scale is not None and not (math.isfinite(scale) and 0 <= scale <= MAX_SCALE):
