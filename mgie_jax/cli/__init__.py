@@ -1,7 +1,7 @@
 """The `mgie` command. A subcommand is a module with `HELP`, `add_arguments(parser)` and `run(args) -> int`.
 
 Exit codes: 0 done, 1 a fault of the program or the machine, 2 a mistake the user can mend, 130 interrupted; `train`
-has two more.
+has two more, `plan` and `edit` one: 3, it does not fit, or some of many photos could not be edited.
 Errors are one line on stderr; MGIE_DEBUG=1 shows the traceback instead.
 """
 
@@ -11,12 +11,12 @@ import sys
 from collections.abc import Sequence
 
 from mgie_jax import __version__
-from mgie_jax.cli import convert, curves, data, edit, eval, export, plan, prepare, train
+from mgie_jax.cli import bench, convert, curves, data, edit, eval, export, plan, prepare, train
 
 # Subcommands import what is heavy inside `run`, once their arguments are known to be good.
 COMMANDS = {
     "edit": edit, "data": data, "prepare": prepare, "plan": plan, "train": train, "export": export, "curves": curves,
-    "eval": eval, "convert": convert,
+    "eval": eval, "bench": bench, "convert": convert,
 }  # fmt: skip
 
 

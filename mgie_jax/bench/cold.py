@@ -1,0 +1,95 @@
+"""The first edit of a process: with nothing in the compilation cache, and with all programs in it.
+
+    python -m mgie_jax.bench.cold REQUEST
+
+is what a user's process does: it imports, reads the model and the photo, edits and saves. REQUEST is JSON: "source"
+(as `inputs.as_source` takes it), "dtype", "photo" and "output" (files). The cache is where the environment says.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax import monitoring
+
+from mgie_jax.bench.host import PHOTO
+from mgie_jax.bench.inputs import INSTRUCTION, Source, as_source, photo
+from mgie_jax.compilation import enable_compilation_cache
+from mgie_jax.editor import Editor
+from mgie_jax.photo import save_atomic
+
+COLD = ("compile", "cold", "warm")
+COMPILING = (
+    "/jax/core/compile/jaxpr_trace_duration", "/jax/core/compile/jaxpr_to_mlir_module_duration",
+    "/jax/core/compile/backend_compile_duration",
+)  # fmt: skip
+
+
+class ColdFailed(RuntimeError):
+    """The process that should edit a photo has ended otherwise."""
+
+
+def first_edits(
+    source: Source, dtype: str, rounds: int, progress: Callable[[int, str], None] = lambda done, name: None
+) -> dict[str, list[float]]:
+    """Seconds by stage of `COLD`: one process with an empty cache, then `rounds` with the cache that it has left.
+
+    "cold" and "warm" are from a process' start to its end, "compile" what of the cold one tracing and compiling took.
+
+    Raises:
+        ColdFailed: the process failed; the message has its last words.
+    """
+    with tempfile.TemporaryDirectory(prefix="mgie-bench-") as folder:
+        save_atomic(photo(PHOTO), Path(folder, "photo.jpg"))
+        request = {"source": source.request, "dtype": dtype, "photo": f"{folder}/photo.jpg",
+                   "output": f"{folder}/edited.png"}  # fmt: skip
+        # As a user who has set up nothing: programs are kept in the folder of XDG_CACHE_HOME.
+        mine = {name: value for name, value in os.environ.items() if "COMPILATION_CACHE" not in name}
+        mine.pop("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", None)
+        environment = mine | {"XDG_CACHE_HOME": folder}
+
+        def edit() -> tuple[float, dict]:
+            begun = time.perf_counter()
+            done = subprocess.run(
+                [sys.executable, "-m", __name__, json.dumps(request)], env=environment, text=True, capture_output=True
+            )
+            seconds = time.perf_counter() - begun
+            if done.returncode:
+                words = done.stderr.strip().splitlines()
+                raise ColdFailed(f"the first edit of a new process failed: {words[-1] if words else done.returncode}")
+            return seconds, json.loads(done.stdout.splitlines()[-1])
+
+        progress(0, "first edit, nothing cached")
+        cold, told = edit()
+        warm = []
+        for done in range(rounds):
+            progress(1 + done, "first edit, programs cached")
+            warm.append(edit()[0])
+    return {"compile": [told["compile"]], "cold": [cold], "warm": warm}
+
+
+def main(request: dict) -> None:
+    """Edits one photo and prints, in JSON, how many seconds tracing and compiling took."""
+    compiling = 0.0
+
+    def listen(event: str, seconds: float, **_: object) -> None:
+        nonlocal compiling
+        compiling += seconds if event in COMPILING else 0.0
+
+    monitoring.register_event_duration_secs_listener(listen)
+    enable_compilation_cache()
+    source, dtype = as_source(request["source"]), jnp.dtype(request["dtype"])
+    editor = Editor(source.sizes, source.params(dtype, place=jax.device_put), source.tokenizer(), dtype=dtype)
+    save_atomic(editor.edit(request["photo"], INSTRUCTION).image, request["output"])
+    print(json.dumps({"compile": compiling}))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
