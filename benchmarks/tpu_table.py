@@ -20,7 +20,9 @@ GIB = 2**30
 PLANS = {
     # Slices with 8 examples a chip.
     "train-v5e-16": ("train, batch 128", "--mode train --topology v5e:4x4 --mesh fsdp=16 --batch 128"),
-    "train-v6e-16": ("train, batch 128", "--mode train --topology v6e:4x4 --mesh fsdp=16 --batch 128"),
+    "train-v5e-16-blocks": ("train, batch 128",
+                            "--mode train --topology v5e:4x4 --mesh data=4,fsdp=4 --batch 128"),
+    "train-v6e-16": ("train, batch 128", "--mode train --topology v6e:4x4 --mesh data=4,fsdp=4 --batch 128"),
     "train-v5p-16": ("train, batch 128", "--mode train --topology v5p:2x2x4 --mesh fsdp=16 --batch 128"),
     "train-v5e-64": ("train, batch 512", "--mode train --topology v5e:8x8 --mesh data=4,fsdp=16 --batch 512"),
     "train-v5e-256": ("train, batch 2048", "--mode train --topology v5e:16x16 --mesh data=16,fsdp=16 --batch 2048"),
@@ -119,7 +121,7 @@ def memory(plan: dict) -> dict[str, float]:
 
 def draw(plans: dict[str, dict]) -> Figure:
     """Memory by part beside what there is, and each plan's times beside the best."""
-    labels = [f"{PLANS[name][0]}\n{where(plan)}" for name, plan in plans.items()]
+    labels = [f"{PLANS[name][0]}\n{where(plan)}, {mesh(plan)}" for name, plan in plans.items()]
     picture = Figure(figsize=(13, 0.62 * len(plans) + 1.6), layout="constrained")
     left, right = picture.subplots(1, 2)
     for place, plan in enumerate(plans.values()):
