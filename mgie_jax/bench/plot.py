@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import textwrap
 from pathlib import Path
 
 from mgie_jax.bench.measure import Report
@@ -29,7 +30,8 @@ def draw(report: Report, path: AnyPath) -> None:
 
     rows = [row for row in report.rows if row.peers or row.share is not None]
     names, peers = [row.name for row in rows], list(dict.fromkeys(name for row in rows for name in row.peers))
-    figure = Figure(figsize=(10 if peers else 6, 1.6 + 0.42 * max(1, len(rows))), layout="constrained")
+    width = 10 if peers else 6
+    figure = Figure(figsize=(width, 1.6 + 0.42 * max(1, len(rows))), layout="constrained")
     axes = figure.subplots(1, 2 if peers else 1, squeeze=False)[0]
     places = range(len(rows))
     axes[-1].barh(places, [100 * (row.share or 0) for row in rows], color="tab:blue")
@@ -49,7 +51,7 @@ def draw(report: Report, path: AnyPath) -> None:
         axis.set_yticks(places, names)
         axis.invert_yaxis()
         axis.grid(axis="x", alpha=0.3)
-    figure.suptitle(title(report), fontsize=10)
+    figure.suptitle("\n".join(textwrap.wrap(title(report), 13 * width)), fontsize=10)
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=110, format=Path(str(path)).suffix[1:].lower())
     with writing(path) as file:
