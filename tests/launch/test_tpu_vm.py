@@ -59,7 +59,7 @@ case "$*" in
 #!/usr/bin/env bash
 { printf 'mgie'; printf ' %q' "$@"; echo; } >>"$HOME/ran"
 echo "in $PWD"
-sleep "${PAUSE-0}"
+until [ -z "${UNTIL-}" ] || [ -e "$UNTIL" ]; do sleep 0.05; done
 exit "$CODE"
 MGIE
     chmod +x .venv/bin/mgie ;;
@@ -200,19 +200,25 @@ def test_only_gke_has_some_tpus(site):
 
 
 def test_stopped_and_started_again_it_follows(site):
+    def start():
+        command = [sys.executable, site.checkout / "launch" / "tpu_vm.py", *ARGUMENTS, "--", *COMMAND]
+        return subprocess.Popen(
+            command, env=site.env | {"UNTIL": str(site.folder / "go")}, cwd=site.folder, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+
     (site.folder / "plan").write_text("0 0\n0 0\n")
-    command = [sys.executable, site.checkout / "launch" / "tpu_vm.py", *ARGUMENTS, "--", *COMMAND]
-    first = subprocess.Popen(
-        command, env=site.env | {"PAUSE": "2"}, cwd=site.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, start_new_session=True,
-    )  # fmt: skip
+    first = start()
     wait_for(site.folder / "host0" / "ran")
     wait_for(site.folder / "host1" / "ran")
     os.killpg(first.pid, signal.SIGINT)  # as a terminal does
     _, err = first.communicate(timeout=30)
     assert first.returncode == 130 and "on the hosts the command goes on" in err and "Traceback" not in err
-    second = launch(site, "0 0\n")
-    assert second.returncode == 0 and second.stdout.count("mgie-host: exit code 0") == 2
+    second = start()
+    wait_to_follow(second, hosts=2)
+    (site.folder / "go").touch()
+    out, _ = second.communicate(timeout=30)
+    assert second.returncode == 0 and out.count("mgie-host: exit code 0") == 2
     assert len(ran(site, "host0")) == len(ran(site, "host1")) == 1
 
 
@@ -230,13 +236,24 @@ def wait_for(path):
         time.sleep(0.02)
 
 
+def wait_to_follow(process, hosts=1):
+    """Until it prints what the hosts' commands have printed."""
+    for line in process.stdout:
+        hosts -= line.startswith("in ")
+        if not hosts:
+            return
+    raise AssertionError(process.stderr.read())
+
+
 def test_a_broken_connection_does_not_end_the_command(site):
-    first = on_host(site, "mgie", "train", CODE="0", PAUSE="1")
+    first = on_host(site, "mgie", "train", CODE="0", UNTIL=str(site.folder / "go"))
     wait_for(site.folder / "ran")
     os.killpg(first.pid, signal.SIGHUP)
     os.killpg(first.pid, signal.SIGKILL)
     first.communicate(timeout=30)
     second = on_host(site, "mgie", "train", CODE="3")
+    wait_to_follow(second)
+    (site.folder / "go").touch()
     out, err = second.communicate(timeout=30)
     assert second.returncode == 0 and out.endswith("mgie-host: exit code 0\n"), err
     assert (site.folder / "ran").read_text() == "mgie train\n"  # once
