@@ -74,6 +74,14 @@ def test_a_state_may_be_donated_as_soon_as_save_returns(tmp_path):
         np.testing.assert_array_equal(kernel, state(step, width=30_000).params["unet"]["kernel"])
 
 
+def test_a_save_that_failed_is_told(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, config())
+    monkeypatch.setattr(checkpoint, "write_sums", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"), checkpoints:
+        checkpoints.save(1, state(1))
+    assert checkpoint.steps(tmp_path) == []
+
+
 @pytest.mark.parametrize(("keep", "every", "left"), [(2, 0, [6, 7]), (1, 3, [3, 6, 7]), (3, 2, [2, 4, 5, 6, 7])])
 def test_the_newest_are_kept_and_every_kth(tmp_path, keep, every, left):
     save(tmp_path, *range(1, 8), keep_checkpoints=keep, keep_every=every)
