@@ -104,6 +104,14 @@ class _Block(nn.Module):
         return x
 
 
+def _in_fours(x: Float[Array, "b h w c"], kernel: Float[Array, "h2 w2 c d"], *args, **options) -> Array:
+    """The convolution, with channels of zeros up to a multiple of four: over twice as fast on a CPU as of three."""
+    more = -x.shape[-1] % 4
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more)))
+    kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, more), (0, 0)))
+    return jax.lax.conv_general_dilated(x, kernel, *args, **options)
+
+
 class Encoder(nn.Module):
     """Photo -> mean and log-variance, stacked on the channel axis."""
 
@@ -114,7 +122,10 @@ class Encoder(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
         config, widths = self.config, self.config.block_out_channels
         groups = config.norm_num_groups
-        x = constrain(nn.Conv(widths[0], (3, 3), padding=1, dtype=self.dtype, name="conv_in")(x), BATCH)
+        conv_in = nn.Conv(
+            widths[0], (3, 3), padding=1, dtype=self.dtype, conv_general_dilated=_in_fours, name="conv_in"
+        )
+        x = constrain(conv_in(x), BATCH)
         for i, width in enumerate(widths):
             resample = "down" if i < len(widths) - 1 else None
             x = _Block(width, config.layers_per_block, groups, resample, self.dtype, name=f"down_blocks.{i}")(x)
