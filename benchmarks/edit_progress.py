@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import mgie_jax
 from mgie_jax import edit
 from mgie_jax.diffusion.sample import SAMPLERS
-from mgie_jax.editor import chunks, denoise
 from mgie_jax.models.mgie import MGIE
 from mgie_jax.photo import to_pixels
+from mgie_jax.programs import chunks, denoise
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ from mgie_jax.diffusion.sample import Sampler, State, Table, branches, guided, i
 from mgie_jax.models import ahead
 from mgie_jax.models.llama import init_cache
 from mgie_jax.models.mgie import MGIE, NUM_IMG_TOKENS, img_states
-from mgie_jax.text.decode import Decoded, Step, greedy
-from mgie_jax.types import HostOrDevice
+from mgie_jax.text.decode import Decoded, Draft, Step, greedy, spare
+from mgie_jax.types import HostOrDevice, KVCache
 
 Scales = tuple[Float[HostOrDevice, " b"], Float[HostOrDevice, " b"]]
 """How far each row follows the guidance, and how far it keeps the photo."""
@@ -25,15 +25,15 @@ class EditBatch:
 
     `ids` are right-padded prompts (`text.prompt`), `mask` is True on real tokens. With an expressive instruction
     supplied, `ids` hold it and the `[IMG]` tokens as well. `clip_pixels` are CLIP-normalised, `pixels` in [-1, 1],
-    with sides that divide by `config.photo_multiple`.
+    with sides that divide by `config.photo_multiple`. `write` and `read` need neither these nor what follows them.
     """
 
     ids: Int[HostOrDevice, "b l"]
     mask: Bool[HostOrDevice, "b l"]
     clip_pixels: Float[HostOrDevice, "b s s 3"]
-    pixels: Float[HostOrDevice, "b h w 3"]
-    guidance_scale: Float[HostOrDevice, " b"]
-    image_guidance_scale: Float[HostOrDevice, " b"]
+    pixels: Float[HostOrDevice, "b h w 3"] | None = None
+    guidance_scale: Float[HostOrDevice, " b"] | None = None
+    image_guidance_scale: Float[HostOrDevice, " b"] | None = None
 
     @property
     def scales(self) -> Scales:
@@ -69,25 +69,30 @@ def answer(
     eos_id: int,
     pad_id: int,
     no_repeat_ngram: int = 3,
+    draft: tuple[int, ...] = (),
 ) -> tuple[Float[Array, "b l d"], Decoded]:
-    """The states of each prompt and the MLLM's answer to it, greedily; of `params` only "mllm" is needed."""
+    """The states of each prompt and the MLLM's answer to it, greedily; of `params` only "mllm" is needed.
+
+    `draft` are tokens that are likely to come in a run: they are read in one pass (`text.decode.greedy`).
+    """
     mllm, variables = model.mllm, {"params": params["mllm"]}
     rows, width = ids.shape
-    cache = init_cache(model.config.mllm.llm, rows, width + max_new_tokens, model.dtype)
+    run = Draft(draft, KVCache.keep) if draft else None
+    cache = init_cache(model.config.mllm.llm, rows, width + max_new_tokens + spare(rows, run), model.dtype)
     hidden, cache = mllm.apply(variables, ids, mask, clip_pixels, cache, method="prefill")
     length = mask.sum(-1)
     last = jnp.take_along_axis(hidden, (length - 1)[:, None, None], axis=1)[:, 0]
 
-    def read(hidden: Float[Array, "b d"]) -> Step:
+    def read(hidden: Float[Array, "*b d"]) -> Step:
         return Step(mllm.apply(variables, hidden, method="logits"), hidden)
 
-    def step(cache, token):
-        hidden, cache = mllm.apply(variables, token, cache, method="decode_step")
+    def step(cache, tokens, valid):
+        hidden, cache = mllm.apply(variables, tokens, valid, cache, method="extend")
         return read(hidden), cache
 
     return hidden, greedy(
         step, read(last), cache, ids, length,
-        max_new_tokens=max_new_tokens, eos_id=eos_id, pad_id=pad_id, no_repeat_ngram=no_repeat_ngram,
+        max_new_tokens=max_new_tokens, eos_id=eos_id, pad_id=pad_id, no_repeat_ngram=no_repeat_ngram, draft=run,
     )  # fmt: skip
 
 
@@ -97,6 +102,7 @@ def write(model: MGIE, params: PyTree, batch: EditBatch, special: Special) -> tu
     hidden, said = answer(
         model, params, batch.ids, batch.mask, batch.clip_pixels,
         max_new_tokens=new, eos_id=special.eos, pad_id=special.pad,
+        draft=tuple(range(special.img0, special.img0 + NUM_IMG_TOKENS)),
     )  # fmt: skip
     # The prompt's last states stand before the answer's: an answer too short for eight reaches back into them.
     tail = (length - 1)[:, None] - jnp.arange(NUM_IMG_TOKENS, 0, -1)

@@ -8,7 +8,6 @@ result.image.save("warmer.png")
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,36 +16,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
-from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Float, PyTree
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
 from PIL import Image
 
 from mgie_jax import edit as stages
-from mgie_jax.compilation import enable_compilation_cache
+from mgie_jax.compilation import enable_compilation_cache, program_store
 from mgie_jax.diffusion.sample import SAMPLERS, Sampler, State
 from mgie_jax.distributed import to_host
+from mgie_jax.models.common import unscan_layers
 from mgie_jax.models.mgie import MGIE
 from mgie_jax.models.presets import MGIEConfig
+from mgie_jax.models.quantize import check, quantized
 from mgie_jax.paths import to_path
 from mgie_jax.photo import CLIP_MEAN, CLIP_STD, clip_pixels, fit, open_photo, to_pixels
-from mgie_jax.sharding import BATCH, make_mesh, param_sharding
-from mgie_jax.sharding import fit as fit_spec
+from mgie_jax.programs import Programs, chunks
+from mgie_jax.sharding import make_mesh, param_sharding
 from mgie_jax.text.prompt import PromptTokenizer, pad_batch
-from mgie_jax.types import HostOrDevice
-from mgie_jax.weights.files import load_model_dir, load_tokenizer
+from mgie_jax.text.widths import example_widths, prompt_widths
+from mgie_jax.weights.files import load_model_dir, load_tokenizer, read_whole
 from mgie_jax.weights.rules import sharded
 
 Photo = str | os.PathLike | Image.Image
-TEXT_BUCKETS = (64, 128, 192, 256, 384, 512, 1024, 2048)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32)
-CHUNKS = 4  # of the denoising, between which progress is told
-
-# The programs an edit runs, one after the other.
-write = jax.jit(stages.write, static_argnames=("model", "special"))
-read = jax.jit(stages.read, static_argnames=("model", "special"))
-guide = jax.jit(stages.guide, static_argnames="model")
-denoise = jax.jit(stages.denoise, static_argnames=("model", "stochastic"))
-decode = jax.jit(stages.decode, static_argnames="model")
 
 
 @dataclass(frozen=True)
@@ -98,7 +90,7 @@ def default_model_dir() -> Path:
 
 def load(
     model_dir: str | os.PathLike | None = None, *, mesh: Sequence[int] | None = None, dtype: str = "float32",
-    devices: Sequence[jax.Device] | None = None,
+    quantize: str | None = None, devices: Sequence[jax.Device] | None = None,
 ) -> "Editor":  # fmt: skip
     """An editor with the model of a model directory, by default the bundled one.
 
@@ -106,38 +98,53 @@ def load(
         mesh: sizes of the axes data, fsdp, tensor over all devices, of which one may be -1 (`sharding.make_mesh`); each
             device then reads and holds its own part of the weights. None: one device.
         dtype: of the weights and the arithmetic, "float32" or "bfloat16".
+        quantize: keep the weights of the LLM and the UNet in int8, half of bfloat16's memory: "int8_weights" multiplies
+            in `dtype`, "int8" in int8 too. Other pictures come of it than without, about as good.
         devices: those of the mesh, in place of all.
 
     Raises:
         ModelDirError: the folder is no whole model; the message names the file and what to do.
-        ValueError: the mesh does not fit the devices.
+        ValueError: the mesh does not fit the devices; there is no such `quantize`, or qwix is not installed.
     """
+    check(quantize)
     enable_compilation_cache()
     path = default_model_dir() if model_dir is None else to_path(model_dir)
     found = None if mesh is None else make_mesh(mesh, devices)
-    place = {} if found is None else {"place": sharded(partial(param_sharding, found))}
-    config, params = load_model_dir(path, jnp.dtype(dtype), **place)
-    return Editor(config, params, load_tokenizer(path, config), mesh=found, dtype=jnp.dtype(dtype))
+    place = read_whole if found is None else sharded(partial(param_sharding, found))
+    config, params = load_model_dir(path, jnp.dtype(dtype), place if quantize is None else quantized(place))
+    if found is None:
+        params["mllm"] = _laid_out(params["mllm"])  # here, so that no layer is in memory twice
+    tokenizer = load_tokenizer(path, config)
+    return Editor(config, params, tokenizer, mesh=found, dtype=jnp.dtype(dtype), quantize=quantize)
 
 
 class Editor:
     """A model in memory; `edit` and `edit_many` may be called any number of times.
 
-    Args:
+    Attributes:
         config: the model's sizes and the defaults of an edit.
+        model: its modules.
+        params: theirs. On a CPU, without a mesh, the layers of the MLLM are apart (`models.common.unscan_layers`).
+        programs: what an edit runs.
+
+    Args:
         params: {"mllm", "edit_head", "unet", "vae", "emb"}, as `weights.files.load_model_dir` gives.
         tokenizer: of the model's vocabulary.
         mesh: that the parameters lie on; None where they lie on one device.
         dtype: what the networks compute in.
+        quantize: of `load`; the parameters are quantized already (`models.quantize`).
     """
 
     def __init__(
         self, config: MGIEConfig, params: dict, tokenizer: PromptTokenizer, *, mesh: Mesh | None = None,
-        dtype: Dtype = jnp.float32,
+        dtype: Dtype = jnp.float32, quantize: str | None = None,
     ):  # fmt: skip
-        self.config, self.params, self.tokenizer = config, params, tokenizer
-        self._model, self._mesh = MGIE(config, dtype), mesh
+        mllm = jax.tree.map(lambda leaf: leaf, params["mllm"])  # the caller's dicts stay as they are
+        mllm = mllm if mesh else _laid_out(mllm)
+        self.config, self.params, self.tokenizer = config, params | {"mllm": mllm}, tokenizer
+        self.model = MGIE(config, dtype, scan_layers="layers" in mllm["model"], quantize=quantize)
         self._special = stages.Special(tokenizer.img_ids[0], tokenizer.eos_id, tokenizer.pad_id)
+        self.programs = Programs(self.model, self.params, self._special, mesh=mesh, store=program_store(mesh))
 
     def edit(
         self,
@@ -204,7 +211,7 @@ class Editor:
                 f"{len(photos)} photos, {len(instructions)} instructions, {len(seeds)} seeds, "
                 f"{len(texts)} expressive instructions"
             )
-        self._sampler(sampler, steps)  # what is wrong with it is said before photos are read
+        self.sampler(sampler, steps)  # what is wrong with it is said before photos are read
         rows = [
             self.prepare(photo, instruction, seed=int(seed), expressive=text)
             for photo, instruction, seed, text in zip(photos, instructions, seeds, texts, strict=True)
@@ -230,7 +237,13 @@ class Editor:
     def width(self, instruction: str, expressive: str | None = None) -> int:
         """To how many tokens its prompt is padded where it is alone; photos of like width go well together."""
         length = len(self._ids(instruction, expressive))
-        return next(size for size in self._widths() if size >= length)
+        return next(size for size in self.widths(expressive is not None) if size >= length)
+
+    def widths(self, supplied: bool) -> tuple[int, ...]:
+        """What prompts are padded to, ascending; where it is `supplied`, with an expressive instruction."""
+        if supplied:
+            return example_widths(self.tokenizer, self.config.sampling.max_new_tokens)
+        return prompt_widths(self.tokenizer)
 
     def edit_prepared(
         self,
@@ -256,29 +269,29 @@ class Editor:
                 `edit`.
         """
         defaults, clock = self.config.sampling, clock or _Clock()
-        plan = self._sampler(sampler, steps)
+        plan = self.sampler(sampler, steps)
         if not rows or len({row.expressive is None for row in rows}) > 1:
             raise ValueError("a batch is of one photo or more, and an expressive instruction is given for all or none")
-        batch = self._batch(
+        batch = self.batch(
             rows,
             defaults.guidance_scale if guidance_scale is None else guidance_scale,
             defaults.image_guidance_scale if image_guidance_scale is None else image_guidance_scale,
             padded_to,
         )
         seeds = np.asarray([row.seed for row in rows], np.uint32)
-        keys = jax.vmap(jax.random.key)(jnp.asarray(_padded(seeds, len(batch.ids))))
-        batch, keys = self._placed(batch), self._placed(keys)
+        batch, seeds = self.programs.placed((batch, _padded(seeds, len(batch.ids))))
+        self.programs.look_ahead(plan, batch)
         clock.lap("read")
 
-        with nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
+        with self.programs.on_mesh():
             texts, states = self._states(batch, rows, states)
             clock.lap("write")
-            conditions = guide(self._model, self.params, states, batch.pixels)
-            state = jax.block_until_ready(stages.start(plan, conditions, keys))
+            conditions = self.programs.guide(states, batch.pixels)
+            keys, state = jax.block_until_ready(self.programs.start(plan, conditions, seeds))
             clock.lap("guide")
             state = jax.block_until_ready(self._denoised(conditions, batch, plan, state, keys, progress))
             clock.lap("denoise")
-            pictures = to_host(decode(self._model, self.params, state.x))
+            pictures = to_host(self.programs.decode(state.x))
             clock.lap("decode")
         states = to_host(states)
         return [
@@ -286,7 +299,8 @@ class Editor:
             for i, row in enumerate(rows)
         ]
 
-    def _sampler(self, name: str | None, steps: int | None) -> Sampler:
+    def sampler(self, name: str | None, steps: int | None) -> Sampler:
+        """A sampler, the model's own where None. Raises ValueError: unknown, or a number of steps out of range."""
         name = self.config.sampling.sampler if name is None else name
         if name not in SAMPLERS:
             raise ValueError(f"there is no sampler {name!r}; choose one of {', '.join(SAMPLERS)}")
@@ -297,19 +311,17 @@ class Editor:
             return self.tokenizer.encode_prompt(instruction)
         return self.tokenizer.encode_example(instruction, expressive)[0]
 
-    def _widths(self) -> list[int]:
-        longest = self.config.prompt.model_max_length
-        return [*(size for size in TEXT_BUCKETS if size < longest), longest]
-
-    def _batch(
+    def batch(
         self, rows: Sequence[Prepared], guidance_scale: float, image_guidance_scale: float,
         padded_to: int | None = None,
     ) -> stages.EditBatch:  # fmt: skip
+        """What the programs take, on the host; see `edit_prepared`."""
         sizes = {row.before.size for row in rows}
         if len(sizes) > 1:
             raise ValueError(f"photos of one batch must fit one size, these fit {sorted(sizes)}; edit them apart")
         count = next((size for size in (padded_to or 0, *BATCH_BUCKETS) if size >= len(rows)), len(rows))
-        ids, mask = pad_batch([row.ids for row in rows], self._widths(), pad_id=self.tokenizer.pad_id)
+        widths = self.widths(rows[0].expressive is not None)
+        ids, mask = pad_batch([row.ids for row in rows], widths, pad_id=self.tokenizer.pad_id)
         return stages.EditBatch(
             ids=_padded(ids, count),
             mask=_padded(mask, count),
@@ -325,10 +337,10 @@ class Editor:
         """What is shown to people, and the visual states: kept, read from given answers, or written."""
         given = [row.expressive or "" for row in rows]
         if states is not None:
-            return given, self._placed(_padded(states, len(batch.ids)))
+            return given, self.programs.placed(_padded(states, len(batch.ids)))
         if rows[0].expressive is not None:
-            return given, jax.block_until_ready(read(self._model, self.params, batch, special=self._special))
-        answer, states = write(self._model, self.params, batch, special=self._special)
+            return given, jax.block_until_ready(self.programs.read(batch))
+        answer, states = self.programs.write(batch)
         lengths, tokens = to_host(answer.length), to_host(answer.tokens)
         answers = [tokens[i, : lengths[i]] for i in range(len(rows))]
         return [self.tokenizer.decode_answer(ids) for ids in answers], states
@@ -339,30 +351,19 @@ class Editor:
     ) -> State:  # fmt: skip
         steps = len(plan.table.timestep)
         for first, last in chunks(steps):
-            state = denoise(
-                self._model, self.params, conditions, batch.scales, plan.table.rows(first, last), state, keys,
-                stochastic=plan.stochastic,
-            )  # fmt: skip
+            rows = plan.table.rows(first, last)
+            state = self.programs.denoise(plan, conditions, batch.scales, rows, state, keys)
             if progress:
                 jax.block_until_ready(state)
                 progress(last, steps)
         return state
 
-    def _placed(self, tree: PyTree) -> PyTree:
-        """On the devices: rows over `data` and `fsdp`, as far as these divide them."""
-        if self._mesh is None:
-            return jax.device_put(tree)
 
-        def place(x: HostOrDevice) -> Array:
-            return jax.device_put(x, NamedSharding(self._mesh, fit_spec(BATCH, x.shape, self._mesh)))
-
-        return jax.tree.map(place, tree)
-
-
-def chunks(steps: int) -> list[tuple[int, int]]:
-    """(first, end) of the denoising steps of each call: one step a call would cost an eighth of an edit on CPU."""
-    size = max(1, steps // CHUNKS)
-    return [(first, min(first + size, steps)) for first in range(0, steps, size)]
+def _laid_out(mllm: dict) -> dict:
+    """The MLLM's parameters as their device computes with them best: a CPU wants layers apart. `mllm` is used up."""
+    leaf = jax.tree.leaves(mllm)[0]
+    platform = next(iter(leaf.devices())).platform if isinstance(leaf, jax.Array) else jax.default_backend()
+    return unscan_layers(mllm) if platform == "cpu" and "layers" in mllm["model"] else mllm
 
 
 class _Clock:

@@ -126,10 +126,14 @@ def _slice_mesh(sizes: tuple[int, ...], devices: Sequence) -> np.ndarray:
 def rule(path: str, rules: Sequence[tuple[str, PartitionSpec]] = RULES) -> PartitionSpec:
     """The one rule for a parameter, as the table has it.
 
+    A quantized kernel (`models.quantize`) is two arrays, `kernel/qvalue` and `kernel/scale`, which lie as it would, the
+    scales as far as they have its axes.
+
     Raises:
       ValueError: no rule matches the whole path, or more than one does.
     """
-    found = [(pattern, spec) for pattern, spec in rules if re.fullmatch(pattern, path)]
+    whole = re.sub(r"/kernel/(qvalue|scale)$", "/kernel", path)
+    found = [(pattern, spec) for pattern, spec in rules if re.fullmatch(pattern, whole)]
     if len(found) != 1:
         matched = " and ".join(pattern for pattern, _ in found) or "none"
         raise ValueError(f"{path}: exactly one sharding rule must match a parameter; matched: {matched}")

@@ -29,6 +29,10 @@ class KVCache:
         """The position in its own text of the token each row takes next."""
         return self.valid.sum(-1, dtype="int32")
 
+    def keep(self, valid: Bool[Array, "b n"]) -> "KVCache":
+        """Of the n tokens written last, only those that are `valid`, as if the others had never been."""
+        return self.replace(valid=jax.lax.dynamic_update_slice(self.valid, valid, (0, self.index - valid.shape[1])))
+
     def take(self, rows: Int[Array, " c"]) -> "KVCache":
         """The cache whose row i is row `rows[i]` of this one, as beam search wants it."""
         return self.replace(keys=self.keys[:, rows], values=self.values[:, rows], valid=self.valid[rows])

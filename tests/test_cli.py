@@ -14,7 +14,7 @@ from PIL import Image
 
 import mgie_jax
 from mgie_jax import cli
-from mgie_jax.cli.edit import SAMPLERS
+from mgie_jax.cli.edit import QUANTIZE, SAMPLERS
 
 # Works from any folder, whether or not the package is installed.
 ROOT = str(Path(mgie_jax.__file__).parents[1])
@@ -26,7 +26,7 @@ class FakeEditor:
     """Answers as the real editor does, with the photo turned green."""
 
     def __init__(self, failure=None):
-        self.failure, self.calls = failure, []
+        self.failure, self.calls, self.loaded = failure, [], []
 
     def edit(self, photo, instruction, *, progress, seed, expressive, **settings):
         self.calls.append({"instruction": instruction, "seed": seed, "expressive": expressive, **settings})
@@ -49,7 +49,7 @@ class FakeEditor:
 def editor(monkeypatch, tmp_path):
     fake = FakeEditor()
     # Into the dictionary, for asking the module for its own `load` would import the real editor.
-    monkeypatch.setitem(vars(mgie_jax), "load", lambda model_dir=None, **mesh: fake)
+    monkeypatch.setitem(vars(mgie_jax), "load", lambda model_dir=None, **how: fake.loaded.append(how) or fake)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MGIE_DEBUG", raising=False)
     Image.new("RGB", (40, 30), "red").save("my photo.jpg")
@@ -99,6 +99,16 @@ def test_settings_reach_the_editor_and_compare_writes_both(editor):
     ]
 
 
+def test_int8_is_the_models_and_told_in_the_file(editor):
+    from mgie_jax.models.quantize import MODES
+
+    assert QUANTIZE == MODES
+    for mode in (*MODES, None):
+        assert cli.main(["edit", "my photo.jpg", "brighter", *(["--quantize", mode] if mode else [])]) == 0
+        assert Image.open("my photo-edited.png").text.get("Quantize") == mode
+    assert [how["quantize"] for how in editor.loaded] == [*MODES, None]
+
+
 def test_json_is_one_line_and_all_there_is_on_stdout(editor, capsys):
     assert cli.main(["edit", "my photo.jpg", "brighter", "--json", "--seed", "7"]) == 0
     out = capsys.readouterr().out
@@ -130,6 +140,7 @@ def test_json_is_one_line_and_all_there_is_on_stdout(editor, capsys):
         (["edit", "my photo.jpg", "x", "--image-guidance-scale", "inf"], "--image-guidance-scale"),
         (["edit", "my photo.jpg", "x", "--seed", "-1"], "--seed"),
         (["edit", "my photo.jpg", "x", "--seed", str(2**32)], "--seed"),
+        (["edit", "my photo.jpg", "x", "--quantize", "int4"], "int8_weights"),
         (["edit", "my photo.jpg", "x", "--model", "nowhere"], "nowhere"),
         (["edit", "my photo.jpg", "x", "-o", "nowhere/a.png"], "nowhere"),
         (["edit", "my photo.jpg", "x", "-o", "a.docx"], ".docx"),

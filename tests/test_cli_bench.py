@@ -54,6 +54,18 @@ def test_the_table_has_a_line_a_stage(capsys, tiny_model_dir):
     assert "Large matmul" in out and "roofline" in table[0]
 
 
+def test_stages_in_int8(capsys, tiny_model_dir):
+    told = {}
+    for arguments in ((), ("--quantize", "int8_weights")):
+        code, out, _ = bench(capsys, "stages", "--model", str(tiny_model_dir), "--only", "prefill", "--rounds", "1",
+                             "--json", *arguments)  # fmt: skip
+        assert code == 0
+        found = json.loads(out)
+        told[found["quantize"]] = found["rows"][0]
+    assert told[None]["flops"] == told["int8_weights"]["flops"]
+    assert told["int8_weights"]["bytes"] < told[None]["bytes"]
+
+
 def test_the_first_edit_of_a_process_tells_what_compiling_took(capsys, tmp_path, tiny_model_dir, monkeypatch):
     cold.save_atomic(cold.photo((64, 48)), tmp_path / "photo.jpg")
     request = {"source": {"init": str(tiny_model_dir), "model": "", "size": None, "steps": 2}, "dtype": "float32",
@@ -81,6 +93,9 @@ def test_the_first_edit_of_a_process_tells_what_compiling_took(capsys, tmp_path,
         (["edit", "--config", CONFIG, "--steps", "0"], "--steps must be at least 1"),
         (["train", "--config", CONFIG, "--steps", "3"], "--steps and --size are of edits"),
         (["train", "--config", f"{CONFIG}:vae"], "config.stage is 'vae'"),
+        (["train", "--config", CONFIG, "--quantize", "int8"], "--quantize is of edits"),
+        (["edit", "--config", CONFIG, "--quantize", "int8", "--peer", "torch"], "without a peer"),
+        (["stages", "--config", CONFIG, "--quantize", "int8", "--only", "warm"], "it leaves compile, cold, warm"),
         (["bake", "--config", CONFIG], "invalid choice: 'bake'"),
         (["stages", "--config", CONFIG, "--peer", "jax"], "invalid choice: 'jax'"),
         (["stages", "--config", CONFIG, "--plot", "stages.jpeg"], "end the name in one of .png .svg .pdf"),

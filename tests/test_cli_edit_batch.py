@@ -207,3 +207,18 @@ def test_options_may_stand_between_photo_and_instruction(folder, capsys):
     prepare_mistakes(folder)
     assert cli.main(["edit", "in", "--html", "brighter"]) == 2
     assert "name it with -o" in capsys.readouterr().err
+
+
+def test_int8_is_one_of_the_settings(folder, tiny_model_dir, capsys, monkeypatch):
+    prepare_mistakes(folder)
+    command = ["edit", "in", "brighter", "-o", "out", "--model", str(tiny_model_dir), "--expressive", "It is bright."]
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "qwix", None)
+        assert cli.main([*command, "--quantize", "int8_weights"]) == 2
+        assert "pip install 'mgie_jax[int8]'" in capsys.readouterr().err and not os.path.exists("out")
+    assert cli.main([*command, "--quantize", "int8_weights"]) == 0
+    assert Image.open("out/p.png").text["Quantize"] == "int8_weights"
+    for other in ([], ["--quantize", "int8"]):
+        assert cli.main([*command, *other]) == 2
+        assert "begun with another quantize" in capsys.readouterr().err
+    assert cli.main([*command, "--quantize", "int8_weights"]) == 0  # there is nothing left to do

@@ -12,7 +12,7 @@ from mgie_jax import edit
 from mgie_jax.diffusion.sample import SAMPLERS
 from mgie_jax.editor import load
 from mgie_jax.models import presets
-from mgie_jax.models.mgie import MGIE, img_states
+from mgie_jax.models.mgie import img_states
 
 CONFIG = presets.test()
 
@@ -40,10 +40,10 @@ def pixels(result):
 def test_stages_equal_the_one_program(editor, photos, name):
     """What `Editor` does in stages, step by step, is what `edit.edit` compiles whole."""
     result = editor.edit(photos[0], "brighter", seed=5, steps=3, sampler=name)
-    batch = editor._batch([editor.prepare(photos[0], "brighter")], 7.5, 1.5)
+    batch = editor.batch([editor.prepare(photos[0], "brighter")], 7.5, 1.5)
     plan = SAMPLERS[name](CONFIG.schedule, 3)
     keys = jax.vmap(jax.random.key)(jnp.asarray([5], jnp.uint32))
-    whole = jax.jit(partial(edit.edit, MGIE(CONFIG), sampler=plan, special=editor._special))
+    whole = jax.jit(partial(edit.edit, editor.model, sampler=plan, special=editor._special))
     pictures, tokens = whole(editor.params, batch, keys)
     assert np.abs(np.asarray(pictures[0], np.int16) - pixels(result)).max() <= 1
     assert editor.tokenizer.decode_answer(np.asarray(tokens[0])) == result.expressive
@@ -66,7 +66,7 @@ def test_another_seed_gives_another_picture(editor, photos):
 
 def test_states_kept_redraw_without_the_mllm(editor, photos, monkeypatch):
     first = editor.edit(photos[0], "brighter", seed=2)
-    monkeypatch.setattr("mgie_jax.editor.write", None)
+    monkeypatch.setattr("mgie_jax.programs.write", None)
     again = editor.edit(photos[0], "brighter", seed=2, states=first.states)
     assert np.array_equal(pixels(first), pixels(again))
 
@@ -79,21 +79,21 @@ def test_supplied_expressive_instruction_is_read(editor, photos):
     assert np.abs(pixels(first) - pixels(other)).max() > 0
     ids, _ = editor.tokenizer.encode_example("brighter", "The photo is dark.")
     batch = on_device(
-        editor._batch([editor.prepare(first.before, "brighter", expressive="The photo is dark.")], 1.0, 1.0)
+        editor.batch([editor.prepare(first.before, "brighter", expressive="The photo is dark.")], 1.0, 1.0)
     )
-    hidden = editor._model.mllm.apply({"params": editor.params["mllm"]}, batch.ids, batch.mask, batch.clip_pixels)
+    hidden = editor.model.mllm.apply({"params": editor.params["mllm"]}, batch.ids, batch.mask, batch.clip_pixels)
     at = ids.index(editor.tokenizer.img_ids[0])
     np.testing.assert_allclose(first.states, hidden[0, at - 1 : at + 7], rtol=1e-4, atol=1e-5)
 
 
 def test_written_states_are_those_of_the_whole_text(editor, photos):
     """Cached decoding picks the very states that one uncached pass over prompt and answer has."""
-    batch = on_device(editor._batch([editor.prepare(photos[0].resize((32, 32)), "brighter")], 1.0, 1.0))
-    answer, states = edit.write(editor._model, editor.params, batch, editor._special)
+    batch = on_device(editor.batch([editor.prepare(photos[0].resize((32, 32)), "brighter")], 1.0, 1.0))
+    answer, states = edit.write(editor.model, editor.params, batch, editor._special)
     prompt, length = int(batch.mask.sum()), int(answer.length[0])
     ids = jnp.concatenate([batch.ids[0, :prompt], answer.tokens[0, :length]])[None]
     mllm = {"params": editor.params["mllm"]}
-    hidden = editor._model.mllm.apply(mllm, ids, jnp.ones_like(ids, bool), batch.clip_pixels)[0]
+    hidden = editor.model.mllm.apply(mllm, ids, jnp.ones_like(ids, bool), batch.clip_pixels)[0]
     found = np.flatnonzero(ids[0] == editor.tokenizer.img_ids[0])
     # The reference counts states up to the last but one token: the last one generated is never read.
     states_seen = len(ids[0]) - 1

@@ -12,10 +12,10 @@ PACKAGE = Path(mgie_jax.__file__).parent
 
 # Lower layers know nothing of higher ones. Within a layer imports are allowed as long as they make no circle.
 LAYERS = [
-    {"types", "paths", "distributed", "sharding", "torus", "diffusion", "text", "photo", "compare", "compilation"},
-    {"models"},
+    {"types", "paths", "distributed", "sharding", "torus", "diffusion", "text", "photo", "compare"},
+    {"kept", "executables", "compilation", "models"},
     {"weights", "edit", "data", "train"},
-    {"editor", "batch", "eval", "plan", "bench"},
+    {"programs", "editor", "warmup", "batch", "eval", "plan", "bench"},
     {"cli", "demo", "__init__"},
 ]
 RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}

@@ -20,6 +20,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from mgie_jax import sharding
 from mgie_jax.models import presets
 from mgie_jax.models.mgie import MGIE
+from mgie_jax.models.quantize import is_quantized
 from mgie_jax.models.t5 import T5ForConditionalGeneration
 from mgie_jax.sharding import AXES, fit, make_mesh, param_sharding, rule
 from mgie_jax.train.state import TrainState, init_state
@@ -56,6 +57,23 @@ def golden(name: str) -> str:
 def test_every_parameter_has_exactly_one_rule(name):
     for path, shape in shapes(name).items():
         assert len(rule(path)) <= len(shape), path
+
+
+def test_quantized_kernels_lie_as_kernels_do():
+    """Their scales too, where they have the axis: one of size 1 is on every device."""
+    found = 0
+    for path, shape in shapes("mgie_7b").items():
+        if not is_quantized(path.split("/")):
+            continue
+        whole = param_sharding(POD, path.split("/"), shape).spec
+        scales = tuple(size if axis in (len(shape) - 1, len(shape) - 3) and len(shape) != 4 or axis == 3 else 1
+                       for axis, size in enumerate(shape))  # fmt: skip
+        assert param_sharding(POD, [*path.split("/"), "qvalue"], shape).spec == whole
+        lie = param_sharding(POD, [*path.split("/"), "scale"], scales).spec
+        assert [*lie, *[None] * 4][len(shape) - 1] == [*whole, *[None] * 4][len(shape) - 1]
+        assert all(axis is None for axis, size in zip(lie, scales, strict=False) if size == 1)
+        found += 1
+    assert found > 200
 
 
 def test_every_rule_serves_a_parameter_of_full_size():

@@ -16,6 +16,7 @@ class Settings:
     Attributes:
       model: `weights.atomic.fingerprint` of the model directory.
       dtype: "float32" or "bfloat16".
+      quantize: None, or one of `models.quantize.MODES`.
     """
 
     model: str
@@ -24,11 +25,12 @@ class Settings:
     guidance_scale: float
     image_guidance_scale: float
     dtype: str
+    quantize: str | None = None
 
     @classmethod
     def of(
         cls, model_dir: AnyPath, *, steps: int | None, sampler: str | None, guidance_scale: float | None,
-        image_guidance_scale: float | None, dtype: str,
+        image_guidance_scale: float | None, dtype: str, quantize: str | None = None,
     ) -> Settings:  # fmt: skip
         """The model's own where None is given. Raises ModelDirError where there is no model."""
         usual = load_config(model_dir).sampling
@@ -41,12 +43,13 @@ class Settings:
                 usual.image_guidance_scale if image_guidance_scale is None else image_guidance_scale
             ),
             dtype=dtype,
+            quantize=quantize,
         )
 
     @property
     def sampling(self) -> dict:
         """Keyword arguments of `Editor.edit` and `Editor.edit_prepared`."""
-        return {name: value for name, value in asdict(self).items() if name not in ("model", "dtype")}
+        return {name: value for name, value in asdict(self).items() if name not in ("model", "dtype", "quantize")}
 
 
 def about(instruction: str, expressive: str, seed: int, settings: Settings) -> dict[str, str]:
@@ -62,4 +65,5 @@ def about(instruction: str, expressive: str, seed: int, settings: Settings) -> d
         "Guidance-Scale": f"{settings.guidance_scale:g}",
         "Image-Guidance-Scale": f"{settings.image_guidance_scale:g}",
         "Dtype": settings.dtype,
+        **({"Quantize": settings.quantize} if settings.quantize else {}),
     }

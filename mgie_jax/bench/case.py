@@ -12,6 +12,7 @@ from mgie_jax import edit, editor
 from mgie_jax.bench.inputs import INSTRUCTION, SEED, Source, photo
 from mgie_jax.diffusion import sample
 from mgie_jax.models.mgie import MGIE, NUM_IMG_TOKENS
+from mgie_jax.models.quantize import quantize_params
 from mgie_jax.text.prompt import PromptTokenizer
 
 DECODED = 32  # tokens beside the first in a measured answer, at most
@@ -23,14 +24,17 @@ class Case:
 
     Attributes:
         editor: with the model's weights; its own private parts are left alone.
-        model: its modules.
         photos: (width, height) of them, and how many.
     """
 
     editor: editor.Editor
-    model: MGIE
     size: tuple[int, int]
     rows: int
+
+    @property
+    def model(self) -> MGIE:
+        """Its modules, as the editor runs them."""
+        return self.editor.model
 
     @property
     def params(self) -> dict:
@@ -107,15 +111,23 @@ class Case:
 
 
 def make_case(
-    source: Source, tokenizer: PromptTokenizer, dtype: Dtype, size: tuple[int, int] | None, rows: int
+    source: Source,
+    tokenizer: PromptTokenizer,
+    dtype: Dtype,
+    size: tuple[int, int] | None,
+    rows: int,
+    quantize: str | None = None,
 ) -> Case:
     """A case of `rows` photos.
 
     Args:
         dtype: of weights and arithmetic.
         size: height and width of the photos, by default the model's resolution twice.
+        quantize: as `editor.load` has it.
     """
     sizes, side = source.sizes, source.sizes.sampling.resolution
     params = source.params(dtype, place=jax.device_put)
+    params = quantize_params(params) if quantize else params
     height, width = size or (side, side)
-    return Case(editor.Editor(sizes, params, tokenizer, dtype=dtype), MGIE(sizes, dtype), (width, height), rows)
+    made = editor.Editor(sizes, params, tokenizer, dtype=dtype, quantize=quantize)
+    return Case(made, (width, height), rows)

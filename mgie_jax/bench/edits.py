@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mgie_jax import edit, editor
+from mgie_jax import edit, programs
 from mgie_jax.bench import stages
 from mgie_jax.bench.case import Case
 from mgie_jax.bench.inputs import INSTRUCTION, SEED, photo
@@ -22,7 +22,7 @@ def special(case: Case) -> edit.Special:
 
 def tokens(case: Case) -> np.ndarray:
     """(b, new): the answers, to the end of the longest."""
-    said = editor.write(case.model, case.params, case.batch, special=special(case))[0]
+    said = programs.write(case.model, case.params, case.batch, special=special(case))[0]
     return np.asarray(said.tokens)[:, : int(said.length.max())]
 
 

@@ -16,6 +16,7 @@ from mgie_jax.bench.case import Case, make_case
 from mgie_jax.bench.clock import Lap, Spread
 from mgie_jax.bench.inputs import source
 from mgie_jax.bench.stages import Work
+from mgie_jax.models import quantize
 
 OURS = "jax"
 WHAT = ("edit", "train", "stages")
@@ -34,6 +35,7 @@ class Request:
         name: what the user called it.
         size: height and width of photos.
         only: stages; all where empty.
+        quantize: of an edit and its stages, as `editor.load` has it.
     """
 
     what: str
@@ -46,6 +48,7 @@ class Request:
     dtype: str = "float32"
     rounds: int = 7
     only: tuple[str, ...] = ()
+    quantize: str | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,9 @@ def check(request: Request) -> None:
             raise ValueError(f"there is no stage {name!r}; choose among {', '.join(NAMES)}")
     if request.only and request.what != "stages":
         raise ValueError(f"--only chooses among stages; `mgie bench {request.what}` measures one thing")
+    quantize.check(request.quantize)
+    if request.quantize and (request.peer or request.what == "train" or set(request.only) & set(cold.COLD)):
+        raise ValueError(f"--quantize is of edits, without a peer; it leaves {', '.join(cold.COLD)} out")
     if request.what == "train":
         if request.steps is not None or request.size is not None:
             raise ValueError("--steps and --size are of edits; give training --config.image_size=PIXELS")
@@ -145,7 +151,7 @@ class _Run:
             self.about = training.request(request.config, self.source)
             return {"train": training.work(request.config, self.source)}
         dtype = jnp.dtype(request.dtype)
-        case = make_case(self.source, self.source.tokenizer(), dtype, request.size, request.batch)
+        case = make_case(self.source, self.source.tokenizer(), dtype, request.size, request.batch, request.quantize)
         self.inputs = lambda: case.inputs | (edits.inputs(case) if request.what == "edit" else {})
         self.about = {"tokens": case.tokens, "special": asdict(edits.special(case))}
         if request.what == "edit":
@@ -173,7 +179,7 @@ class _Run:
             "what": request.what, "config": request.name, "model": self.source.folder or request.config.model,
             "batch": request.config.batch_size if request.what == "train" else request.batch,
             "sampling": asdict(self.source.sizes.sampling), "size": request.size, "dtype": request.dtype,
-            "rounds": request.rounds, "peer": request.peer,
+            "rounds": request.rounds, "peer": request.peer, "quantize": request.quantize,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         }  # fmt: skip
         rows.sort(key=lambda row: NAMES.index(row.name) if row.name in NAMES else 0)
@@ -260,12 +266,15 @@ class _Run:
     def _first_edits(self) -> list[Row]:
         request = self.request
         chosen = [name for name in cold.COLD if not request.only or name in request.only]
-        if request.what != "stages" or not chosen:
+        if request.what != "stages" or not chosen or request.quantize:
             return []
-        rounds = min(request.rounds, 3) if "warm" in chosen else 0
+        rounds = min(request.rounds, 3) if {"warm", "first", "again"} & set(chosen) else 0
         laps = cold.first_edits(
             self.source, request.dtype, rounds, lambda done, name: self.progress(done, 1 + rounds, name)
         )
+        if {"first", "again"} <= set(chosen):
+            ratio = clock.ratio(laps["first"], laps["again"])
+            self.remarks.append(f"first edit / warm edit: {ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})")
         return [Row(name, Spread.of(laps[name])) for name in chosen]
 
     def _memory(self, workers: Sequence[peer.Worker]) -> dict[str, dict[str, int]]:

@@ -37,7 +37,8 @@ def text(report: Report) -> str:
 def title(report: Report) -> str:
     """What was measured."""
     asked, sampling = report.request, report.request["sampling"]
-    shown = f"{asked['what']} of {asked['config']}, {asked['dtype']}, batch {asked['batch']}"
+    numbers = asked["dtype"] + (f", {asked['quantize']}" if asked.get("quantize") else "")
+    shown = f"{asked['what']} of {asked['config']}, {numbers}, batch {asked['batch']}"
     if asked["what"] != "train":
         height, width = asked["size"] or (sampling["resolution"], sampling["resolution"])
         shown += f", {height} x {width} pixels, {sampling['steps']} steps of {sampling['sampler']}"

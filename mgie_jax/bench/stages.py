@@ -14,11 +14,10 @@ import numpy as np
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import PyTree
 
-from mgie_jax import edit, editor
+from mgie_jax import edit, programs
 from mgie_jax.bench.case import Case
 from mgie_jax.diffusion import sample
 from mgie_jax.models.llama import init_cache, text_positions
-from mgie_jax.models.mgie import MGIE
 from mgie_jax.plan import count
 
 NEVER = -1  # the id of no token: an answer that ends with it has all its tokens
@@ -37,6 +36,8 @@ TITLES = {
     "compile": "traced and compiled, in a new process",
     "cold": "new process to first picture, nothing cached",
     "warm": "new process to first picture, programs cached",
+    "first": "first edit of such a process, the model loaded",
+    "again": "an edit after it",
 }
 """All stages in the order of an edit, and what they are."""
 DEVICE = ("vision", "prefill", "decode", "head", "encode", "unet", "step", "sampler", "vae")
@@ -122,18 +123,22 @@ def _prefill(case: Case) -> Work:
 
 
 def _decode(case: Case) -> Work:
-    """A whole answer of `Case.tokens`, less one of a single token; what it counts is a decoding step alone."""
+    """A whole answer of `Case.tokens`, less one of a single token; what it counts is a decoding step alone.
+
+    Token by token: a draft of the [IMG] tokens, which an edit reads at once, is not waited for.
+    """
     mllm, sizes, tokens = case.model.mllm, case.model.config, case.tokens
-    special = edit.Special(case.editor.tokenizer.img_ids[0], NEVER, case.editor.tokenizer.pad_id)
+    special = edit.Special(img0=NEVER, eos=NEVER, pad=case.editor.tokenizer.pad_id)
     width = case.batch.ids.shape[1]
 
     def answer(tokens: int) -> tuple:
         sampling = replace(sizes.sampling, max_new_tokens=tokens)
-        model = MGIE(replace(sizes, sampling=sampling), case.model.dtype)
-        return editor.write(model, case.params, case.batch, special=special)
+        model = replace(case.model, config=replace(sizes, sampling=sampling))
+        return programs.write(model, case.params, case.batch, special=special)
 
     def token(params: dict, token: jax.Array, cache: Any) -> tuple:
-        hidden, cache = mllm.apply({"params": params}, token, cache, method="decode_step")
+        one = jnp.ones((case.rows, 1), bool)
+        hidden, cache = mllm.apply({"params": params}, token[:, None], one, cache, method="extend")
         return mllm.apply({"params": params}, hidden, method="logits"), cache
 
     cache = init_cache(sizes.mllm.llm, case.rows, width + sizes.sampling.max_new_tokens, case.model.dtype)
@@ -171,13 +176,13 @@ def _unet(case: Case) -> Work:
 
 
 def _step(case: Case) -> Work:
-    """All steps of an edit as one run of `editor.denoise`; weights are read again in each."""
+    """All steps of an edit as one run of `programs.denoise`; weights are read again in each."""
     x, plan = case.inputs, case.sampler
     steps = len(plan.table.timestep)
     conditions = edit.Conditions(case.of("guidance"), case.of("null_guidance"), case.of("image_latents"))
     state = sample.init(plan, jnp.asarray(x["noise"]))
     args = (case.model, case.params, conditions, case.batch.scales, plan.table, state, case.keys)
-    made = work("step", editor.denoise, *args, units=steps, stochastic=plan.stochastic, outputs=lambda end: end.x)
+    made = work("step", programs.denoise, *args, units=steps, stochastic=plan.stochastic, outputs=lambda end: end.x)
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(case.params["unet"]))
     return replace(made, bytes=made.bytes + weights * (steps - 1) / steps)
 
@@ -195,7 +200,7 @@ def _sampler(case: Case) -> Work:
 
 def _vae(case: Case) -> Work:
     latents = jnp.asarray(case.inputs["latents"])
-    return work("vae", editor.decode, case.model, case.params, latents, outputs=lambda pixels: {"pixels": pixels})
+    return work("vae", programs.decode, case.model, case.params, latents, outputs=lambda pixels: {"pixels": pixels})
 
 
 STAGES = {

@@ -11,12 +11,12 @@ import sys
 from collections.abc import Sequence
 
 from mgie_jax import __version__
-from mgie_jax.cli import bench, convert, curves, data, edit, eval, export, plan, prepare, train
+from mgie_jax.cli import bench, convert, curves, data, edit, eval, export, plan, prepare, train, warmup
 
 # Subcommands import what is heavy inside `run`, once their arguments are known to be good.
 COMMANDS = {
     "edit": edit, "data": data, "prepare": prepare, "plan": plan, "train": train, "export": export, "curves": curves,
-    "eval": eval, "bench": bench, "convert": convert,
+    "eval": eval, "bench": bench, "convert": convert, "warmup": warmup,
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import sys
 
 from tqdm import tqdm
 
+from mgie_jax.cli.edit import QUANTIZE
 from mgie_jax.paths import argument
 
 HELP = "measure an edit or a training step on this machine"
@@ -45,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", metavar="HxW", help="of the photos in pixels (default: the model's resolution)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"),
                         help="of weights and arithmetic (default: the config's compute_dtype)")  # fmt: skip
+    parser.add_argument("--quantize", choices=QUANTIZE, help="of an edit, as `mgie edit` has it")
     parser.add_argument("--rounds", metavar="N", type=int, default=ROUNDS, help=f"default: {ROUNDS}")
     parser.add_argument("--only", metavar="NAME,NAME", help="these stages alone")
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of text")
@@ -76,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
         what=args.what, config=config, name=args.config or str(args.model), peer=args.peer,
         batch=1 if args.batch is None else args.batch, steps=args.steps, size=size,
         dtype=config.compute_dtype, rounds=args.rounds, only=tuple(args.only.split(",")) if args.only else (),
+        quantize=args.quantize,
     )  # fmt: skip
     measure.check(request)
     if args.plot:

@@ -20,6 +20,7 @@ from mgie_jax.photo import check_writable, open_photo, save_atomic
 HELP = "edit a photo by an instruction"
 # Repeated from diffusion.sample, which would bring JAX in before the arguments are checked.
 SAMPLERS = ("euler_ancestral", "ddim", "dpmpp_2m")
+QUANTIZE = ("int8", "int8_weights")  # of models.quantize
 MAX_STEPS = 1000  # the diffusion has no more
 MAX_SCALE = 100.0
 EXAMPLES = """examples:
@@ -27,6 +28,7 @@ EXAMPLES = """examples:
   mgie edit cat.jpg "make it brighter" -o out/bright.png --compare
   mgie edit cat.jpg "black and white" --steps 20 --seed 7 --json
   mgie edit cat.jpg "make it warmer" --model mgie_7b --mesh 1,1,-1 --dtype bfloat16
+  mgie edit cat.jpg "make it warmer" --model mgie_7b --dtype bfloat16 --quantize int8
   mgie edit holiday "make it warmer" -o holiday-warmer --html
   mgie edit --batch jobs.jsonl -o edited --json
 
@@ -62,6 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         " fsdp, tensor, one of which may be -1 (default: one device; -1,1,1 for many"
                         " photos)")  # fmt: skip
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
+    parser.add_argument("--quantize", choices=QUANTIZE, help="keep weights of the LLM and UNet in int8; int8 multiplies"
+                        " in int8 too, int8_weights in --dtype (pip install 'mgie_jax[int8]')")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of text")
     edit_many.add_arguments(parser, [photo, instruction])
 
@@ -92,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.redirect_stdout(sys.stderr), _Progress() as progress:
         start = time.perf_counter()
         print("Loading the model ...", file=sys.stderr)
-        editor = mgie_jax.load(args.model, mesh=sizes, dtype=args.dtype)
+        editor = mgie_jax.load(args.model, mesh=sizes, dtype=args.dtype, quantize=args.quantize)
         seconds = {"load": time.perf_counter() - start}
         result = editor.edit(
             photo,
@@ -143,6 +147,7 @@ def _about(args: argparse.Namespace, instruction: str, result) -> dict[str, str]
     settings = Settings.of(
         args.model or mgie_jax.default_model_dir(), steps=args.steps, sampler=args.sampler,
         guidance_scale=args.guidance_scale, image_guidance_scale=args.image_guidance_scale, dtype=args.dtype,
+        quantize=args.quantize,
     )  # fmt: skip
     return about(instruction, result.expressive, result.seed, settings)
 

@@ -77,8 +77,10 @@ def run(args: argparse.Namespace) -> int:
     from mgie_jax import distributed
     from mgie_jax.batch.run import edit_all
     from mgie_jax.batch.settings import Settings
+    from mgie_jax.models.quantize import check
     from mgie_jax.weights.model_config import load_config
 
+    check(args.quantize)
     # Whatever libraries print on the way belongs to stderr: stdout is the answer alone.
     with contextlib.redirect_stdout(sys.stderr), distributed.joined(args.distributed):
         process, count = jax.process_index(), jax.process_count()
@@ -89,11 +91,12 @@ def run(args: argparse.Namespace) -> int:
         settings = Settings.of(
             model, steps=args.steps, sampler=args.sampler, guidance_scale=args.guidance_scale,
             image_guidance_scale=args.image_guidance_scale, dtype=args.dtype,
+            quantize=args.quantize,
         )  # fmt: skip
 
         def load():
             print("Loading the model ...", file=sys.stderr)
-            return mgie_jax.load(model, mesh=sizes, dtype=args.dtype, devices=devices)
+            return mgie_jax.load(model, mesh=sizes, dtype=args.dtype, quantize=args.quantize, devices=devices)
 
         with _Progress(shown=process == 0) as progress:
             done = edit_all(

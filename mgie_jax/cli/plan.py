@@ -8,6 +8,7 @@ import time
 
 from tqdm import tqdm
 
+from mgie_jax.cli.edit import QUANTIZE
 from mgie_jax.cli.mesh import mesh_sizes
 from mgie_jax.paths import argument
 
@@ -18,6 +19,7 @@ EXAMPLES = """examples:
   mgie plan --config configs/mgie_7b.py --topology v5e:4x4 --mesh fsdp=16
   mgie plan --config configs/mgie_7b.py --topology v5e:4x4 --slices 2 --mesh data=2,fsdp=16 --html plan.html
   mgie plan --config configs/mgie_7b.py --mode edit --topology v6e:1x1 --batch 1
+  mgie plan --config configs/mgie_7b.py --mode edit --topology v5e:1x1 --mesh 1,1,1 --quantize int8
   mgie plan --config configs/mgie_7b.py --topology v5p:2x2x4 --config.accumulate=2 --config.remat=dots --json
   mgie plan --config configs/mgie_7b.py --topology h200:8 --sweep
 
@@ -48,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="examples at once, on all devices (default: the config's; 1; 16)")  # fmt: skip
     parser.add_argument("--hbm-gib", metavar="GIB", type=float,
                         help="memory of a device that the run may have (default: all there is)")  # fmt: skip
+    parser.add_argument("--quantize", choices=QUANTIZE, help="of an edit, as `mgie edit` has it")
     parser.add_argument("--effort", choices=("quick", "full"), default="quick",
                         help="of the compiler; full is what a run has, and takes several times as long")  # fmt: skip
     parser.add_argument("--no-advice", dest="advice", action="store_false",
@@ -70,12 +73,14 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--hbm-gib must be above 0, not {args.hbm_gib}")
     if args.batch is not None and args.batch < 1:
         raise ValueError(f"--batch must be at least 1, not {args.batch}")
+    if args.quantize and args.mode != "edit":
+        raise ValueError(f"--quantize is of an edit, not of --mode {args.mode}")
     if args.sweep and args.html:
         raise ValueError("--html shows one plan; sweep first, then plan the setting you like")
     require_compiler(parse_topology(args.topology, args.slices))
     config = json.loads(read_config(args.config, args.more).to_json())
     mesh = mesh_sizes(args.mesh) if args.mesh else tuple(config["mesh"])
-    request = Request(config, args.mode, args.topology, args.slices, mesh, args.batch, args.effort)
+    request = Request(config, args.mode, args.topology, args.slices, mesh, args.batch, args.effort, args.quantize)
 
     def attempt(request: Request) -> Plan:
         shown = f"{request.topology}, mesh {','.join(map(str, request.mesh))}"

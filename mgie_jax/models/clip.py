@@ -118,14 +118,20 @@ class CLIPLayer(nn.Module):
 
 
 class CLIPEncoder(nn.Module):
-    """The layers, stacked under `layers`; a call runs the first `depth` of them."""
+    """The layers, stacked under `layers` or, without `scan_layers`, apart; a call runs the first `depth` of them."""
 
     config: CLIPVisionConfig
     dtype: Dtype = jnp.float32
     remat: str = "none"
+    scan_layers: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l d"], depth: int) -> Float[Array, "b l d"]:
+        if not self.scan_layers:
+            layer, x = remat(CLIPLayer, self.remat), constrain(x, BATCH)
+            for i in range(self.config.num_hidden_layers if self.is_initializing() else depth):
+                x, _ = layer(self.config, self.dtype, name=f"layers_{i}")(x)
+            return x
         if self.is_initializing():  # every layer gets parameters, also one that no call will run
             layers = nn.scan(
                 CLIPLayer, variable_axes={"params": 0}, split_rngs={"params": True},
@@ -146,11 +152,12 @@ class CLIPVisionTransformer(nn.Module):
     config: CLIPVisionConfig
     dtype: Dtype = jnp.float32
     remat: str = "none"
+    scan_layers: bool = True
 
     def setup(self):
         self.embeddings = CLIPEmbeddings(self.config, self.dtype)
         self.pre_layrnorm = layer_norm(self.config, self.dtype)  # transformers' spelling
-        self.encoder = CLIPEncoder(self.config, self.dtype, self.remat)
+        self.encoder = CLIPEncoder(self.config, self.dtype, self.remat, self.scan_layers)
         self.post_layernorm = layer_norm(self.config, self.dtype)
 
     def __call__(self, pixels: Float[Array, "b h w c"], depth: int) -> Float[Array, "b tokens d"]:
@@ -161,14 +168,17 @@ class CLIPVisionTransformer(nn.Module):
 
 
 class CLIPVisionModel(nn.Module):
-    """CLIP's image encoder. `remat`: what the backward pass recomputes in each layer (`common.remat`)."""
+    """CLIP's image encoder. `remat`: what the backward pass recomputes in each layer (`common.remat`); `scan_layers`:
+    whether their parameters are stacked under `layers`, else they are apart (`common.unscan_layers`).
+    """
 
     config: CLIPVisionConfig
     dtype: Dtype = jnp.float32
     remat: str = "none"
+    scan_layers: bool = True
 
     def setup(self):
-        self.vision_model = CLIPVisionTransformer(self.config, self.dtype, self.remat)
+        self.vision_model = CLIPVisionTransformer(self.config, self.dtype, self.remat, self.scan_layers)
 
     def __call__(self, pixels: Float[Array, "b h w c"], select_layer: int = -2) -> Float[Array, "b patches d"]:
         """The patch states of one layer, the class token dropped, as LLaVA feeds them to its projector.

@@ -1,7 +1,7 @@
 """LLaMA, decoder-only: transformers' `LlamaForCausalLM`, parameter for parameter (arXiv 2302.13971).
 
-Layers are scanned, so their parameters carry a leading layer axis. RMSNorm, rotary angles and softmax are
-float32 whatever the compute dtype.
+Layers are scanned, so their parameters carry a leading layer axis, or stand apart. RMSNorm, rotary angles and softmax
+are float32 whatever the compute dtype.
 """
 
 from dataclasses import dataclass
@@ -139,23 +139,32 @@ class LlamaLayer(nn.Module):
 class LlamaModel(nn.Module):
     """Word embedding, decoder layers, final norm: what transformers keeps under `model.`
 
-    `remat` names what the backward pass recomputes in each layer (`common.remat`).
+    Attributes:
+        remat: what the backward pass recomputes in each layer (`common.remat`).
+        scan_layers: one layer is compiled, and turns over parameters stacked under `layers`; else each has its own,
+            `layers_0`, `layers_1`... (`common.unscan_layers`), and is compiled for itself. A CPU copies a layer's
+            parameters out of the stack before it multiplies with them: a decoding step takes about twice as long.
     """
 
     config: LlamaConfig
     dtype: Dtype = jnp.float32
     remat: str = "none"
+    scan_layers: bool = True
 
     def setup(self):
-        config = self.config
+        config, layer = self.config, remat(LlamaLayer, self.remat, scanned=self.scan_layers)
         self.embed_tokens = nn.Embed(config.vocab_size, config.hidden_size, dtype=self.dtype)
-        self.layers = nn.scan(
-            remat(LlamaLayer, self.remat, scanned=True),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
-            length=config.num_hidden_layers,
-        )(config, self.dtype)
+        if self.scan_layers:
+            layer = nn.scan(
+                layer,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
+                length=config.num_hidden_layers,
+            )
+            self.layers = layer(config, self.dtype)
+        else:
+            self.layers = [layer(config, self.dtype) for _ in range(config.num_hidden_layers)]
         self.norm = nn.RMSNorm(epsilon=config.rms_norm_eps, dtype=self.dtype)
 
     def embed(self, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
@@ -182,14 +191,13 @@ class LlamaModel(nn.Module):
             stack, index = (cache.keys, cache.values), cache.index
             valid = jax.lax.dynamic_update_slice(cache.valid, mask, (0, index))
         cos, sin = rotary_angles(positions, config.head_dim, config.rope_theta)
-        (x, stack), _ = self.layers(
-            (constrain(inputs_embeds.astype(self.dtype), BATCH), stack),
-            jnp.arange(config.num_hidden_layers),
-            cos,
-            sin,
-            valid,
-            index,
-        )
+        carry, shared = (constrain(inputs_embeds.astype(self.dtype), BATCH), stack), (cos, sin, valid, index)
+        if self.scan_layers:
+            carry, _ = self.layers(carry, jnp.arange(config.num_hidden_layers), *shared)
+        else:
+            for i, layer in enumerate(self.layers):
+                carry, _ = layer(carry, i, *shared)
+        x, stack = carry
         if cache is not None:
             cache = KVCache(keys=stack[0], values=stack[1], valid=valid, index=index + length)
         return self.norm(x), cache

@@ -4,12 +4,14 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from flax.typing import Dtype
 from jaxtyping import Array, Float, Int, Key
 
 from mgie_jax.models.edit_head import EditHead
 from mgie_jax.models.mllm import MLLM
 from mgie_jax.models.presets import MGIEConfig
+from mgie_jax.models.quantize import Quantized
 from mgie_jax.models.unet import UNet2DConditionModel
 from mgie_jax.models.vae import AutoencoderKL
 
@@ -24,30 +26,38 @@ class MGIE:
         dtype: what the networks compute in, whatever their parameters are stored in; statistics of norms, softmax,
             logits, the VAE's posterior and so the losses are float32.
         remat: what the backward pass recomputes in the MLLM's layers and the UNet's blocks (`common.remat`).
+        scan_layers: whether the parameters of the MLLM's layers are stacked, as files, training and meshes have them,
+            or those of each layer lie apart (`llama.LlamaModel`), as a CPU prefers them.
+        quantize: None, or one of `quantize.MODES`: some kernels of the parameters are int8 (`quantize_params`).
     """
 
     config: MGIEConfig
     dtype: Dtype = jnp.float32
     remat: str = "none"
+    scan_layers: bool = True
+    quantize: str | None = None
 
     @property
-    def mllm(self) -> MLLM:
-        return MLLM(self.config.mllm, self.dtype, self.remat)
+    def mllm(self) -> MLLM | Quantized:
+        return self._quantized(MLLM(self.config.mllm, self.dtype, self.remat, self.scan_layers))
 
     @property
     def edit_head(self) -> EditHead:
         return EditHead(self.config.edit_head, self.dtype)
 
     @property
-    def unet(self) -> UNet2DConditionModel:
-        return UNet2DConditionModel(self.config.unet, self.dtype, self.remat)
+    def unet(self) -> UNet2DConditionModel | Quantized:
+        return self._quantized(UNet2DConditionModel(self.config.unet, self.dtype, self.remat))
 
     @property
     def vae(self) -> AutoencoderKL:
         return AutoencoderKL(self.config.vae, self.dtype)
 
+    def _quantized(self, module: nn.Module) -> nn.Module | Quantized:
+        return module if self.quantize is None else Quantized(module, activations=self.quantize == "int8")
+
     def init(self, key: Key[Array, ""]) -> dict:
-        """Random parameters: {"mllm", "edit_head", "unet", "vae"}."""
+        """Random parameters: {"mllm", "edit_head", "unet", "vae"}, not quantized."""
         c, keys = self.config, jax.random.split(key, 5)
         vision, f = c.mllm.vision, c.vae.downsampling
         ids = jnp.zeros((1, 1), jnp.int32)

@@ -75,16 +75,19 @@ class MultimodalLlamaModel(LlamaModel):
 
 
 class MLLM(nn.Module):
-    """Vision tower, projector and LLaMA. `remat`: what backward passes recompute in their layers (`common.remat`)."""
+    """Vision tower, projector and LLaMA. `remat`: what backward passes recompute in their layers (`common.remat`);
+    `scan_layers`: whether these are stacked or apart (`LlamaModel`).
+    """
 
     config: MLLMConfig
     dtype: Dtype = jnp.float32
     remat: str = "none"
+    scan_layers: bool = True
 
     def setup(self):
-        config = self.config
-        self.vision_tower = CLIPVisionModel(config.vision, self.dtype, self.remat)
-        self.model = MultimodalLlamaModel(config.llm, self.dtype, self.remat, config.mm_projector_type)
+        config, how = self.config, (self.dtype, self.remat, self.scan_layers)
+        self.vision_tower = CLIPVisionModel(config.vision, *how)
+        self.model = MultimodalLlamaModel(config.llm, *how, projector=config.mm_projector_type)
         self.lm_head = vocabulary_head(config.llm, self.dtype)
 
     def __call__(
@@ -111,11 +114,11 @@ class MLLM(nn.Module):
         embeds = replace_patches(self.embed(ids), ids == self.config.im_patch_id, self.encode_image(pixels))
         return self.model(embeds, text_positions(mask), mask, cache)
 
-    def decode_step(self, token: Int[Array, " b"], cache: KVCache) -> tuple[Float[Array, "b d"], KVCache]:
-        """Append one token a row; returns the state that predicts the next, and the cache with them added."""
-        mask = jnp.ones((token.shape[0], 1), bool)
-        hidden, cache = self.model(self.embed(token[:, None]), cache.next_position[:, None], mask, cache)
-        return hidden[:, 0], cache
+    def extend(
+        self, ids: Int[Array, "b n"], mask: Bool[Array, "b n"], cache: KVCache
+    ) -> tuple[Float[Array, "b n d"], KVCache]:
+        """Append up to n tokens a row, those where `mask` holds; the state after each, and the cache with them."""
+        return self.model(self.embed(ids), cache.next_position[:, None] + text_positions(mask), mask, cache)
 
     def encode_image(self, pixels: Float[Array, "b h w c"]) -> Float[Array, "b patches d"]:
         """One feature a patch, of the LLM's width."""

@@ -31,6 +31,7 @@ class Request:
         batch: examples at once, of all devices together; None: what `programs.programs` takes then.
         effort: of the compiler: "quick", its least, which takes a third of the time and half of the memory and plans
             for slightly larger temporaries; or "full", what a run is compiled with.
+        quantize: of an edit, None or one of `models.quantize.MODES`.
     """
 
     config: dict[str, Any]
@@ -40,6 +41,7 @@ class Request:
     mesh: tuple[int, ...]
     batch: int | None
     effort: str = "quick"
+    quantize: str | None = None
 
 
 class CompilerFailed(RuntimeError):

@@ -67,7 +67,7 @@ def compiled(request: dict[str, Any], compiling: Callable[[str], None]) -> list[
     if mesh.shape["data"] % topology.slices:
         raise ValueError(f"mesh: data={mesh.shape['data']} must be a multiple of the {topology.slices} slices")
     found = []
-    for program in programs(config, request["mode"], mesh, batch=request["batch"]):
+    for program in programs(config, request["mode"], mesh, batch=request["batch"], quantize=request["quantize"]):
         compiling(program.name)
         found.append(inspect(program, topology))
     return found

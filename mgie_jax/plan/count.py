@@ -23,9 +23,9 @@ def inner(params: dict[str, Any]) -> Iterator[Any]:
 def flops(jaxpr: Any, while_turns: int | None = None) -> int:
     """Two for each multiply-add of every product and convolution of a jaxpr.
 
-    The body of a scan counts as often as it runs, that of a loop whose end depends on data `while_turns` times, a
-    Pallas kernel once for each step of its grid, the body of a `shard_map` once for each shard, and of the branches of
-    a condition only the largest.
+    The body of a scan counts as often as it runs, that of a loop whose end depends on data `while_turns` times (or, if
+    there is another such loop in it, once: the inner one's turns are all there are), a Pallas kernel once for each step
+    of its grid, the body of a `shard_map` once for each shard, and of the branches of a condition only the largest.
 
     Raises:
         ValueError: there is a loop whose end depends on data, and no `while_turns`.
@@ -64,7 +64,7 @@ def _times(name: str, params: dict[str, Any], while_turns: int | None, within: i
     if name == WHILE:
         if while_turns is None and within:
             raise ValueError("a loop ends by its data; say how often it turns")
-        return while_turns or 1
+        return 1 if any(ends_by_data(jaxpr) for jaxpr in inner(params)) else while_turns or 1
     if name == KERNEL:
         return math.prod(params["grid_mapping"].grid)
     if name == "shard_map":

@@ -62,6 +62,8 @@ class Plan:
         chosen = f"mesh {sizes}; batch {self.facts[0].examples}"
         if self.request.mode == "train":
             chosen += f", accumulate {self.request.config['accumulate']}, remat {self.request.config['remat']}"
+        if self.request.quantize:
+            chosen += f", {self.request.quantize}"
         return chosen
 
     def to_json(self) -> dict[str, Any]:
@@ -78,6 +80,7 @@ class Plan:
             "batch": self.facts[0].examples,
             **({name: self.request.config[name] for name in ("accumulate", "remat")} if self.request.mode == "train"
                else {}),
+            **({"quantize": self.request.quantize} if self.request.mode == "edit" else {}),
             "hbm_bytes": self.hbm_bytes,
             "total_bytes": self.largest.memory.total,
             "fits": self.fits,

@@ -15,13 +15,16 @@ import ml_collections
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, use_abstract_mesh
 from jaxtyping import PyTree
 
-from mgie_jax import edit, editor
+from mgie_jax import edit
+from mgie_jax import programs as running
 from mgie_jax.data import ask
 from mgie_jax.diffusion.sample import SAMPLERS
 from mgie_jax.models import presets
 from mgie_jax.models.mgie import MGIE, NUM_IMG_TOKENS
+from mgie_jax.models.quantize import check, quantize_params
 from mgie_jax.models.t5 import T5ForConditionalGeneration
 from mgie_jax.sharding import BATCH, batch_sharding, fit, param_shardings, state_shardings
+from mgie_jax.text.widths import planned_width
 from mgie_jax.train import tasks
 from mgie_jax.train.loss import EditPairBatch, TextBatch
 from mgie_jax.train.start import model_config, param_dtype
@@ -76,22 +79,27 @@ class Program:
             return self.jitted.eval_shape(*self.leading, *self.arguments.values(), **self.static)
 
 
-def programs(config: ml_collections.ConfigDict, mode: str, mesh: Mesh, *, batch: int | None = None) -> list[Program]:
+def programs(
+    config: ml_collections.ConfigDict, mode: str, mesh: Mesh, *, batch: int | None = None, quantize: str | None = None
+) -> list[Program]:
     """The programs of a run, in the order in which they run.
 
     Args:
         config: of `mgie train`; for "edit" and "prepare" only its model and `compute_dtype` count.
         mode: "train", "edit" or "prepare".
         batch: examples at once, over all devices; None: the config's, 1 edit, 16 to prepare.
+        quantize: of "edit", None or one of `models.quantize.MODES`.
 
     Raises:
-        ValueError: another mode, or the batch, mesh and config do not fit each other.
+        ValueError: another mode, or the batch, mesh and config do not fit each other, or qwix is not installed.
     """
     if mode not in MODES:
         raise ValueError(f"mode {mode!r}: choose one of {', '.join(MODES)}")
     if batch is not None and batch < 1:
         raise ValueError(f"a batch of {batch}: give at least 1")
-    return MODES[mode](config, mesh, batch)
+    if quantize is not None and mode != "edit":
+        raise ValueError(f"mode {mode!r} has no quantized weights; only an edit has")
+    return MODES[mode](config, mesh, batch, **({"quantize": quantize} if quantize else {}))
 
 
 def train_programs(config: ml_collections.ConfigDict, mesh: Mesh, batch: int | None) -> list[Program]:
@@ -135,13 +143,18 @@ def train_programs(config: ml_collections.ConfigDict, mesh: Mesh, batch: int | N
     return [Program("train", step, (), arguments, mesh, rows, model_flops=flops)]
 
 
-def edit_programs(config: ml_collections.ConfigDict, mesh: Mesh, batch: int | None) -> list[Program]:
+def edit_programs(
+    config: ml_collections.ConfigDict, mesh: Mesh, batch: int | None, quantize: str | None = None
+) -> list[Program]:
     """The stages of an edit of square photos of the model's resolution, with its own sampler and number of steps."""
     sizes, dtype, rows = model_config(config), jnp.dtype(config.compute_dtype), batch or 1
-    model, plan = MGIE(sizes, dtype), SAMPLERS[sizes.sampling.sampler](sizes.schedule, sizes.sampling.steps)
+    check(quantize)
+    model = MGIE(sizes, dtype, quantize=quantize)
+    plan = SAMPLERS[sizes.sampling.sampler](sizes.schedule, sizes.sampling.steps)
     side, seen, turns = sizes.sampling.resolution, sizes.mllm.vision.image_size, sizes.sampling.max_new_tokens
-    params = _weights(model.shapes() | {"emb": _shape((NUM_IMG_TOKENS, sizes.mllm.llm.hidden_size))}, dtype, mesh)
-    width = next(size for size in editor.TEXT_BUCKETS if size >= sizes.mllm.vision.num_patches + WORDS)
+    shapes = model.shapes() | {"emb": _shape((NUM_IMG_TOKENS, sizes.mllm.llm.hidden_size))}
+    params = _weights(shapes, dtype, mesh, quantized=quantize is not None)
+    width = planned_width(sizes.prompt, sizes.mllm.vision.num_patches)
     put = partial(_over_rows, mesh)
     asked = put(edit.EditBatch(
         ids=_shape((rows, width), jnp.int32),
@@ -158,19 +171,19 @@ def edit_programs(config: ml_collections.ConfigDict, mesh: Mesh, batch: int | No
         everything = {"params": params, **arguments}
         return Program(name, jitted, (model,), everything, mesh, rows, static, runs, None, turns)
 
-    write = stage("write", editor.write, {"batch": asked}, special=special)
+    write = stage("write", running.write, {"batch": running.text(asked)}, special=special)
     states = put(write.shapes()[1])
-    guide = stage("guide", editor.guide, {"states": states, "pixels": asked.pixels})
+    guide = stage("guide", running.guide, {"states": states, "pixels": asked.pixels})
     conditions = put(guide.shapes())
     state = put(jax.eval_shape(partial(edit.start, plan), conditions, keys))
-    chunks = editor.chunks(len(plan.table.timestep))
+    chunks = running.chunks(len(plan.table.timestep))
     first, last = chunks[0]
     table = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), plan.table.rows(first, last))
     drawn = {
         "conditions": conditions, "scales": asked.scales, "rows": _replicated(mesh, table), "state": state, "keys": keys
     }  # fmt: skip
-    denoise = stage("denoise", editor.denoise, drawn, len(chunks), stochastic=plan.stochastic)
-    return [write, guide, denoise, stage("decode", editor.decode, {"latents": state.x})]
+    denoise = stage("denoise", running.denoise, drawn, len(chunks), stochastic=plan.stochastic)
+    return [write, guide, denoise, stage("decode", running.decode, {"latents": state.x})]
 
 
 def prepare_programs(config: ml_collections.ConfigDict, mesh: Mesh, batch: int | None) -> list[Program]:
@@ -219,8 +232,10 @@ def _placed(tree: PyTree, shardings: PyTree) -> PyTree:
     return jax.tree.map(_at, tree, shardings)
 
 
-def _weights(tree: PyTree, dtype: Any, mesh: Mesh) -> PyTree:
-    return _placed(jax.tree.map(lambda x: _shape(x.shape, dtype), tree), param_shardings(tree, mesh))
+def _weights(tree: PyTree, dtype: Any, mesh: Mesh, quantized: bool = False) -> PyTree:
+    tree = jax.tree.map(lambda x: _shape(x.shape, dtype), tree)
+    tree = jax.eval_shape(quantize_params, tree) if quantized else tree
+    return _placed(tree, param_shardings(tree, mesh))
 
 
 def _over_rows(mesh: Mesh, tree: PyTree) -> PyTree:

@@ -94,7 +94,7 @@ def traffic(module: Module, mesh: Mesh, while_turns: int = 1) -> Traffic:
     """What one run of a program moves on one device.
 
     Args:
-        while_turns: turns of a loop whose end depends on data.
+        while_turns: turns of a loop whose end depends on data; one around another such loop turns once.
     """
     return _Reader(module, mesh, while_turns).of(module.entry)
 
@@ -116,14 +116,11 @@ class _Reader:
     def _parts(self, computation: Computation, i: Instruction, seen: set) -> Iterator[tuple[int, Traffic]]:
         opcode = i.opcode
         if opcode == "while":
-            turns = self.module.turns(computation, i)
-            yield self.while_turns if turns is None else turns, self.of(self._named(i, "body"))
+            turns, body = self.module.turns(computation, i), self._named(i, "body")
+            by_data = 1 if self._ends_by_data(body) else self.while_turns
+            yield by_data if turns is None else turns, self.of(body)
         elif opcode == "conditional":
-            branches = i.attribute(r"branch_computations=\{([^}]*)\}").replace("%", "").split(",")
-            names = [name.strip() for name in branches if name.strip()] or [
-                i.attribute(rf"{side}_computation=%?([\w.\-]+)") for side in ("true", "false")
-            ]
-            yield 1, max((self.of(self.module.computations[name]) for name in names), key=lambda t: t.hbm_bytes)
+            yield 1, max((self.of(branch) for branch in self._branches(i)), key=lambda t: t.hbm_bytes)
         elif opcode in ("call", "async-start"):
             yield 1, self.of(self.module.computations[i.calls])
         elif not opcode.endswith(("-done", "-update")) and opcode not in _FREE:
@@ -136,6 +133,29 @@ class _Reader:
         elif opcode == "send":
             sent = self._between_slices(computation, i)
             yield 1, Traffic(collectives=Counter([sent] if sent else []))
+
+    def _ends_by_data(self, computation: Computation) -> bool:
+        """Whether there is a loop in it whose number of turns is not known before it runs."""
+        for i in computation:
+            within = []
+            if i.opcode == "while":
+                if self.module.turns(computation, i) is None:
+                    return True
+                within = [self._named(i, "body")]
+            elif i.opcode == "conditional":
+                within = self._branches(i)
+            elif i.opcode == "call":
+                within = [self.module.computations[i.calls]]
+            if any(self._ends_by_data(inside) for inside in within):
+                return True
+        return False
+
+    def _branches(self, i: Instruction) -> list[Computation]:
+        found = i.attribute(r"branch_computations=\{([^}]*)\}").replace("%", "").split(",")
+        names = [name.strip() for name in found if name.strip()] or [
+            i.attribute(rf"{side}_computation=%?([\w.\-]+)") for side in ("true", "false")
+        ]
+        return [self.module.computations[name] for name in names]
 
     def _named(self, i: Instruction, role: str) -> Computation:
         return self.module.computations[i.attribute(rf"{role}=%?([\w.\-]+)")]
@@ -233,7 +253,7 @@ class _Reader:
         for user in inside.users.get(name, ()) if whole else ():
             if user.opcode in _SLICES and user.operands[0] == name:
                 total += _all(user.arrays)
-            elif user.opcode in ("bitcast", "reshape"):
+            elif user.opcode in ("bitcast", "reshape") or self._is_view(user):
                 total += self._read(inside, user.name, whole)
             elif user.opcode == "fusion":
                 called = self.module.computations[user.calls]
@@ -244,6 +264,14 @@ class _Reader:
             else:
                 return whole
         return min(total, whole)
+
+    def _is_view(self, i: Instruction) -> bool:
+        """Whether a fusion within a fusion says no more than that its operand is tiled in another way: int8 weights."""
+        if i.opcode != "fusion" or "output_to_operand_aliasing={{}: (0, {})}" not in i.text:
+            return False
+        called = self.module.computations[i.calls]
+        root = called.instructions[called.root]
+        return root.opcode == "copy" and called.instructions[root.operands[0]].opcode == "parameter"
 
     def _written(self, inside: Computation, name: str) -> int:
         """How much of its result a fusion writes."""

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mgie_jax.compilation import kept_shapes
 from mgie_jax.models.mgie import MGIE, NUM_IMG_TOKENS
 from mgie_jax.models.presets import MGIEConfig
 from mgie_jax.paths import AnyPath, absolute, is_remote, make_folder, to_path
@@ -74,7 +75,7 @@ def _with_emb(head: Mapping[str, Any], mllm: Mapping[str, Any]) -> dict[str, Any
 @lru_cache(maxsize=8)  # tracing every network takes seconds
 def _templates(config: MGIEConfig, dtype: np.dtype) -> dict[str, dict]:
     try:
-        shapes = MGIE(config).shapes()
+        shapes = kept_shapes(repr(config), MGIE(config).shapes)
     except Exception as error:  # sizes that are fine one by one may still make no network: whatever flax then raises
         raise ModelDirError(f"the configuration describes no network: {str(error).splitlines()[:1]}") from error
     shapes["emb"] = jax.ShapeDtypeStruct((NUM_IMG_TOKENS, config.mllm.llm.hidden_size), jnp.float32)
@@ -126,9 +127,12 @@ def load_part(
         raise ModelDirError(f"{to_path(path) / part / _stem(part)}.safetensors: {error}") from error
 
 
-def load_model_dir(
-    path: str | AnyPath, dtype: Any = jnp.float32, place: Place = lambda path, leaf: jnp.asarray(np.asarray(leaf))
-) -> tuple[MGIEConfig, dict]:
+def read_whole(path: tuple[str, ...], leaf: LazyLeaf) -> jax.Array:
+    """A `place`: each parameter goes to JAX's default device."""
+    return jax.device_put(np.asarray(leaf), may_alias=False)  # `jnp.asarray` would compile a program for each shape
+
+
+def load_model_dir(path: str | AnyPath, dtype: Any = jnp.float32, place: Place = read_whole) -> tuple[MGIEConfig, dict]:
     """A model directory's configuration and parameters.
 
     Args:

@@ -102,14 +102,14 @@ def test_cached_decoding_is_one_uncached_pass(params, pixels, side):
     ids, mask = batch(side)
     answer = jnp.array([[11, 12, 13], [21, 22, 23]])
     prefill = jax.jit(lambda *inputs: model.apply(params, *inputs, method="prefill"))
-    step = jax.jit(lambda *inputs: model.apply(params, *inputs, method="decode_step"))
+    step = jax.jit(lambda *inputs: model.apply(params, *inputs, method="extend"))
     hidden, cache = prefill(ids, mask, pixels, init_cache(LLM, 2, len(LONG) + 3))
     np.testing.assert_allclose(hidden[mask], read(params, ids, mask, pixels)[mask], atol=1e-5)
     assert cache.next_position.tolist() == [len(LONG), len(SHORT)]
     states = []
     for token in answer.T:
-        state, cache = step(token, cache)
-        states.append(state)
+        state, cache = step(token[:, None], jnp.ones((2, 1), bool), cache)
+        states.append(state[:, 0])
     for row, prompt in enumerate([LONG, SHORT]):
         text = jnp.concatenate([jnp.array(prompt), answer[row]])[None]
         whole = read(params, text, jnp.ones_like(text, bool), pixels[row : row + 1])

@@ -86,7 +86,7 @@ def test_same_picture(case, model_dir, networks, editor, sampler, monkeypatch):
     assert (ours.image.width > ours.image.height) == (size[0] > size[1])
 
     pixels = jnp.asarray(to_pixels(ours.before))[None]
-    conditions = edit.guide(editor._model, editor.params, jnp.asarray(ours.states)[None], pixels)
+    conditions = edit.guide(editor.model, editor.params, jnp.asarray(ours.states)[None], pixels)
     first, noise_fn = noise_from_keys(jax.random.key(SEED)[None], conditions.image_latents.shape)
     pipe = pipeline(model_dir, networks, sampler)
     draws = iter(range(STEPS))

@@ -50,6 +50,15 @@ def test_what_fits_ends_with_code_0(compiler, capsys):
     assert (request.config["remat"], request.batch, request.mode) == ("dots", 64, "train")
 
 
+def test_an_edit_in_int8(compiler, capsys):
+    arguments = ["--mode", "edit", "--config.accumulate=2", "--quantize", "int8_weights"]
+    assert main([*COMMAND, *arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["quantize"] == "int8_weights"
+    assert main([*COMMAND, *arguments]) == 0
+    assert ", int8_weights" in capsys.readouterr().out
+    assert [(request.mode, request.quantize) for request in compiler] == [("edit", "int8_weights")] * 2
+
+
 def test_less_memory_may_be_given(compiler, capsys):
     assert main([*COMMAND, "--config.accumulate=2", "--hbm-gib", "79", "--json"]) == 3
     told = json.loads(capsys.readouterr().out)
@@ -86,6 +95,8 @@ def test_a_sweep(compiler, capsys):
         (["--batch", "0"], "--batch"),
         (["--mode", "dance"], "dance"),
         (["--sweep", "--html", "x.html"], "--html"),
+        (["--quantize", "int8"], "--quantize is of an edit"),
+        (["--mode", "edit", "--quantize", "int2"], "int8_weights"),
     ],
 )
 def test_errors_are_one_line_and_code_2(compiler, capsys, arguments, words):

@@ -78,6 +78,19 @@ def test_a_loop_that_ends_by_its_data_counts_as_often_as_it_is_said_to_turn():
         flops(jaxpr)
 
 
+def test_of_loops_that_end_by_their_data_the_inner_one_has_all_the_turns():
+    def program(x, w):
+        def turn(x):
+            return jax.lax.while_loop(lambda x: x.sum() > 1, lambda x: x @ w, x) @ w @ w
+
+        return jax.lax.while_loop(lambda x: x.sum() > 0, turn, x)
+
+    x = jnp.ones((8, 8))
+    assert flops(jax.make_jaxpr(program)(x, x).jaxpr, 5) == (5 + 2) * 2 * 8**3
+    compiled = jax.jit(program).lower(x, x).compile().as_text()
+    assert traffic(Module.parse(compiled), Mesh(("data",), (1,)), 5).flops == (5 + 2) * 2 * 8**3
+
+
 def test_of_a_condition_the_largest_branch_counts():
     def program(i, x):
         return jax.lax.switch(i, [lambda x: x, lambda x: x @ x @ x, lambda x: x @ x], x)

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from mgie_jax import cli, editor
+from mgie_jax import programs as running
 from mgie_jax.cli.train import read_config
 from mgie_jax.data import ask
 from mgie_jax.models import presets
@@ -40,11 +41,12 @@ def shapes(tree) -> list:
     return [(jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(tree)]
 
 
-def test_editing(config, mesh, tiny_model_dir, monkeypatch):
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_editing(config, mesh, tiny_model_dir, monkeypatch, quantize):
     called = {}
 
     def record(name):
-        jitted = getattr(editor, name)
+        jitted = getattr(running, name)
 
         def call(*args, **static):
             called.setdefault(name, []).append((args, static))
@@ -53,15 +55,15 @@ def test_editing(config, mesh, tiny_model_dir, monkeypatch):
         return call
 
     for name in ("write", "guide", "denoise", "decode"):
-        monkeypatch.setattr(editor, name, record(name))
+        monkeypatch.setattr(running, name, record(name))
     photo = Image.fromarray(np.zeros((32, 32, 3), np.uint8))
-    editor.load(tiny_model_dir).edit(photo, "the photo is dark and cool, flat. " * 4)
+    editor.load(tiny_model_dir, mesh=(1, 1, 1), quantize=quantize).edit(photo, "the photo is dark and cool, flat. " * 4)
     monkeypatch.undo()
-    planned = programs(config(), "edit", mesh)
+    planned = programs(config(), "edit", mesh, quantize=quantize)
     assert [program.name for program in planned] == list(called)
     for program in planned:
         (model, *arguments), static = called[program.name][0]
-        assert program.jitted is getattr(editor, program.name)
+        assert program.jitted is getattr(running, program.name)
         assert len(called[program.name]) == program.runs
         assert program.leading == (model,) and program.static.keys() == static.keys()
         assert shapes(list(program.arguments.values())) == shapes(arguments)
@@ -128,3 +130,9 @@ def test_the_full_size_is_only_shapes(mesh):
 def test_what_cannot_be_planned(config, mesh, mode, batch, values, message):
     with pytest.raises(ValueError, match=message):
         programs(config(**values), mode, mesh, batch=batch)
+
+
+@pytest.mark.parametrize("mode, quantize, message", [("train", "int8", "only an edit"), ("edit", "int3", "choose one")])
+def test_what_cannot_be_quantized(config, mesh, mode, quantize, message):
+    with pytest.raises(ValueError, match=message):
+        programs(config(), mode, mesh, quantize=quantize)

@@ -75,6 +75,28 @@ def test_a_fusion_is_one_instruction():
     assert moved(body, SLICING) == 3 * MIB / 8  # the slice is read, its summand too, the sum is put back
 
 
+VIEW = f"""
+%tiled (p: {BIG}) -> {BIG} {{
+  %p = {BIG} parameter(0)
+  ROOT %b = {BIG.replace("8,128)", "4,128)")} copy(%p)
+}}
+
+%sliced (q: {BIG}, i: s32[]) -> {SMALL} {{
+  %q = {BIG} parameter(0)
+  %i = s32[] parameter(1)
+  %f = {BIG.replace("8,128)", "4,128)")} fusion(%q), kind=kLoop, ALIASED calls=%tiled
+  ROOT %s = {SMALL} dynamic-slice(%f, %i, %i, %i), dynamic_slice_sizes={{1,256,128}}
+}}
+"""
+
+
+@pytest.mark.parametrize("aliased, read", [("output_to_operand_aliasing={{}: (0, {})},", MIB / 8), ("", MIB)])
+def test_another_tiling_is_no_copy_where_it_lies_where_it_lay(aliased, read):
+    body = f"  %x = {BIG} parameter(0)\n  %i = s32[] parameter(1)\n"
+    body += f"  ROOT %y = {SMALL} fusion(%x, %i), kind=kLoop, calls=%sliced"
+    assert moved(body, VIEW.replace("ALIASED", aliased)) == pytest.approx(read + MIB / 8, abs=16)
+
+
 def test_loops_multiply():
     loop = f"""
 %body (s: (s32[], {BIG}, {SMALL})) -> (s32[], {BIG}, {SMALL}) {{

@@ -123,10 +123,10 @@ def decode(model, params, ids, mask, no_repeat_ngram, eos_id):
     def said(hidden):
         return Step(model.apply(params, hidden, method="logits"), hidden)
 
-    def step(cache, token):
-        embeds = model.apply(params, token[:, None], method="embed")
-        hidden, cache = read(embeds, cache.next_position[:, None], jnp.ones((len(token), 1), bool), cache)
-        return said(hidden[:, 0]), cache
+    def step(cache, tokens, valid):
+        embeds = model.apply(params, tokens, method="embed")
+        hidden, cache = read(embeds, cache.next_position[:, None] + text_positions(valid), valid, cache)
+        return said(hidden), cache
 
     length = mask.sum(-1)
     cache = init_cache(model.config, len(ids), ids.shape[1] + NEW)

@@ -45,9 +45,9 @@ def decode(params, prompts, **options):
     def says(hidden):
         return Step(LlamaForCausalLM(CONFIG).apply(params, hidden, method="logits"), hidden)
 
-    def step(cache, tokens):
-        hidden, cache = read(params, tokens[:, None], jnp.ones((rows, 1), bool), cache)
-        return says(hidden[:, 0]), cache
+    def step(cache, tokens, valid):
+        hidden, cache = read(params, tokens, valid, cache)
+        return says(hidden), cache
 
     @jax.jit
     def run(ids, lengths):
@@ -130,9 +130,9 @@ def test_no_step_is_taken_once_every_row_has_ended():
     def said(t):
         return Step(jax.nn.one_hot(jnp.full(2, t), VOCAB), jnp.full((2, 1), t, jnp.float32))
 
-    def step(t, tokens):
+    def step(t, tokens, valid):
         jax.debug.callback(lambda t: calls.append(int(t)), t)
-        return said(t + 1), t + 1
+        return jax.tree.map(lambda x: x[:, None], said(t + 1)), t + 1
 
     ids, lengths = right_padded([[5, 6], [7]])
     out = greedy(step, said(0), jnp.int32(0), ids, lengths, max_new_tokens=NEW, eos_id=3)
