@@ -44,6 +44,10 @@ FROM_LDM = """examples:
 APPLY_DELTA = """examples:
   mgie convert apply-delta --base llama-7b --delta liuhaotian/LLaVA-Lightning-7B-delta-v1-1 LLaVA-7B-v1
 """
+AVERAGE = """examples:
+  mgie convert average out/128-5/model out/128-6/model mean
+  mgie edit photo.jpg "make it warmer" --model mean
+"""
 CHECK = """examples:
   mgie convert check mgie_7b_jax
   mgie convert check mgie_7b_jax --json
@@ -88,6 +92,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub = command("apply-delta", "add a published delta to the model it was taken from", APPLY_DELTA, _delta)
     sub.add_argument("--base", metavar="DIR", required=True, help="LLaMA: " + SOURCE)
     sub.add_argument("--delta", metavar="DIR", required=True, help="the delta: " + SOURCE)
+    _add_output(sub)
+    sub = command("average", "the mean of models of one kind, which is often better than each", AVERAGE, _average)
+    sub.add_argument("models", metavar="MODEL", nargs="+", help="two model directories or more, each " + SOURCE)
     _add_output(sub)
     sub = command("check", "what is in a model directory, and whether it would load", CHECK, None)
     sub.add_argument("path", metavar="PATH", help=SOURCE)
@@ -191,6 +198,22 @@ def _delta(args: argparse.Namespace) -> Plan:
 
     sums = apply_delta(open_tensors(base), open_tensors(delta), f"{base} and {delta}")
     return {"mllm": sums}, lambda progress: write(args.output, sums, delta, args.dtype, args.overwrite, progress)
+
+
+def _average(args: argparse.Namespace) -> Plan:
+    models = [_fetch(args, model) for model in args.models]
+    from mgie_jax.weights.average import average
+    from mgie_jax.weights.files import write_model_dir
+    from mgie_jax.weights.model_config import load_config
+
+    parts, config = average(models), load_config(models[0])
+
+    def write(progress: Progress) -> None:
+        pairs = {name: part.items() for name, part in parts.items()}
+        tokenizer = models[0] / "tokenizer"
+        write_model_dir(args.output, config, pairs, tokenizer, args.dtype, args.overwrite, progress=progress)
+
+    return parts, write
 
 
 def _check(args: argparse.Namespace) -> int:
