@@ -1,8 +1,8 @@
-"""The bundled model's joint training of MLLM, edit head and UNet, L_ins + 0.5 L_edit: six runs, one from the other.
+"""The bundled model's joint training of MLLM, edit head and UNet, L_ins + 0.5 L_edit: eight runs, one from the other.
 
 mgie train --config configs/default.py:64 --workdir out/64 --config.init=out/mllm/model --config.photos=photos
 mgie train --config configs/default.py:128 --workdir out/128 --config.init=out/64/model --config.photos=photos
-... and so with 64-2, 128-2, 128-3 and 128-4.
+... and so with 64-2, 128-2, 128-3, 128-4, 128-5 and 128-6.
 """
 
 import ml_collections
@@ -26,6 +26,15 @@ REST_WEIGHTS = LAST_WEIGHTS | {
     "contrast_up": 4.0, "saturate": 4.0, "black_and_white": 3.0, "blur": 3.0, "pixelate": 4.5, "posterize": 4.5,
     "red_tint": 1.0, "sharpen": 1.5, "invert": 2.0, "night": 0.5,
 }  # fmt: skip
+# ... and after six; what "posterize" asks for had been changed.
+FINAL_WEIGHTS = REST_WEIGHTS | {
+    "saturate": 5.5, "pixelate": 6.0, "invert": 4.5, "posterize": 5.0, "contrast_up": 3.0, "black_and_white": 2.5,
+}  # fmt: skip
+# ... and after seven, in which what "invert" had gained others lost: their words were read as its.
+EVEN_WEIGHTS = REST_WEIGHTS | {
+    "saturate": 6.0, "pixelate": 4.5, "invert": 2.0, "posterize": 3.0, "contrast_down": 3.5, "cooler": 2.5,
+    "warmer": 1.5, "mute": 2.5, "sharpen": 1.0,
+}  # fmt: skip
 
 # Shares of global, photo-dependent and local edits; learning rates of MLLM and the rest.
 RUNS = {
@@ -37,7 +46,10 @@ RUNS = {
     "128-2": dict(seed=32, steps=560, mix=(0.84, 0.14, 0.02), rates=(2e-4, 5e-4), timestep_power=1.5),
     "128-3": dict(seed=33, steps=260, mix=(0.84, 0.14, 0.02), rates=(2e-4, 4e-4), timestep_power=1.3),
     "128-4": dict(seed=34, steps=760, mix=(0.84, 0.14, 0.02), rates=(2e-4, 5e-4), timestep_power=1.3),
+    "128-5": dict(seed=35, steps=700, mix=(0.85, 0.13, 0.02), rates=(3e-4, 5e-4), timestep_power=1.3),
+    "128-6": dict(seed=36, steps=160, mix=(0.87, 0.12, 0.01), rates=(3e-4, 4e-4), timestep_power=1.3),
 }
+BY_KIND = {"128-3": LAST_WEIGHTS, "128-4": REST_WEIGHTS, "128-5": FINAL_WEIGHTS, "128-6": EVEN_WEIGHTS}
 
 
 def get_config(run: str = "64") -> ml_collections.ConfigDict:
@@ -49,7 +61,7 @@ def get_config(run: str = "64") -> ml_collections.ConfigDict:
     c.stage = "joint"
     c.model = "default"
     c.mix = row["mix"]
-    c.weights = {"128-3": LAST_WEIGHTS, "128-4": REST_WEIGHTS}.get(run, WEIGHTS)
+    c.weights = BY_KIND.get(run, WEIGHTS)
     c.seed = row["seed"]
     c.steps = row["steps"]
     c.batch_size = 32 if small else 16

@@ -44,9 +44,10 @@ train() { # train CONFIG WORKDIR INIT
 train configs/default_vae.py "$work/vae" ""
 train configs/default_mllm.py "$work/mllm" "$work/vae/model"
 before=$work/mllm/model
-for run in 64 128 64-2 128-2 128-3 128-4; do
+for run in 64 128 64-2 128-2 128-3 128-4 128-5 128-6; do
   train "configs/default.py:$run" "$work/joint-$run" "$before"
   before=$work/joint-$run/model
 done
-mgie curves "$work/curves.png" "$work/vae" "$work/mllm" "$work"/joint-{64,128,64-2,128-2,128-3,128-4}
-mgie eval --suite photo-ops --photos "$photos" --model "$before" --sheet "$work/sheet.png"
+[ -d "$work/model" ] || mgie convert average "$work/joint-128-5/model" "$work/joint-128-6/model" "$work/model"
+mgie curves "$work/curves.png" "$work/vae" "$work/mllm" "$work"/joint-{64,128,64-2,128-2,128-3,128-4,128-5,128-6}
+mgie eval --suite photo-ops --photos "$photos" --model "$work/model" --sheet "$work/sheet.png"

@@ -103,7 +103,7 @@ _GLOBAL = {
         "Objects sink behind whitish mist, losing color and depth with distance.",
     )),
     "posterize": (r"posterized", (
-        "Smooth shading breaks into posterized areas holding just three levels per channel.",
+        "Smooth shading breaks into posterized areas of just eight colors, all bold.",
         "Gradients disappear in favor of hard posterized patches of plain color.",
     )),
     "solarize": (r"solarized", (

@@ -152,7 +152,8 @@ LEXICON: dict[str, dict[str, tuple[str, ...]]] = {
         "thing": ("warm colors", "warm light", "some warmth", "warmth", "a warm tone", "warm tones", "a warm feel",
                   "a cozy feel"),
         "act": ("heat {n} up", "shift {n} to orange", "bring the warmth up", "lay warm light over {n}",
-                "move the colors to warm"),
+                "move the colors to warm", "shift the colors to the warm side", "drag all tones towards warm",
+                "slide the colors towards the warm side"),
     },
     "cooler": {
         "adjective": ("cooler", "cool", "colder", "icier", "more icy", "less warm", "cold and icy", "cold"),
@@ -161,7 +162,8 @@ LEXICON: dict[str, dict[str, tuple[str, ...]]] = {
         "thing": ("cool colors", "cold light", "coolness", "a cool tone", "cold tones", "cool tones", "a cold feel",
                   "an icy feel", "some cold"),
         "act": ("chill {n}", "freeze {n}", "shift {n} to cold colors", "lay cold light over {n}",
-                "move the colors to cold"),
+                "move the colors to cold", "shift the colors to the cold side", "drag all tones towards cold",
+                "slide the colors towards the cold side"),
     },
     "blur": {
         "adjective": ("blurry", "blurred", "out of focus", "fuzzy", "unfocused", "soft and blurry", "unsharp"),
@@ -192,7 +194,11 @@ LEXICON: dict[str, dict[str, tuple[str, ...]]] = {
                 "turn light into dark", "turn dark into light and light into dark", "reverse all tones of {n}",
                 "reverse {n}", "switch all colors to the opposite ones", "substitute each color by its opposite",
                 "change every color to its opposite", "give every color its opposite", "flip light and dark",
-                "exchange the colors for the opposite ones", "reverse dark and light tones", "negate {n}"),
+                "exchange the colors for the opposite ones", "reverse dark and light tones", "negate {n}",
+                "reverse what is light and what is dark in {n}", "make light areas dark and dark areas light",
+                "reverse brights and darks", "trade light for dark in {n}", "turn black to white and white to black",
+                "replace all tones by their opposites", "replace each color with its complement",
+                "replace light with dark and dark with light", "put the opposite color everywhere"),
     },
     "vignette": {
         "adjective": ("darker at the edges", "dark around the corners", "darker in the corners",
