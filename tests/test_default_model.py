@@ -42,7 +42,7 @@ def test_weights_fit_the_repository():
         ("invert the colors", "invert"),
         ("blur the whole thing", "blur"),
         ("lower the contrast", "contrast_down"),
-        ("bleach it in the sun", "faded"),
+        ("a washed out matte style", "faded"),
         ("fix the white balance", "fix_white_balance"),
     ],
 )
