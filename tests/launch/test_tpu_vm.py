@@ -210,6 +210,7 @@ def test_stopped_and_started_again_it_follows(site):
             return subprocess.Popen(
                 command, env=site.env | {"UNTIL": str(site.folder / "go")}, cwd=site.folder, stdout=subprocess.PIPE,
                 stderr=stderr, text=True, start_new_session=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
             )  # fmt: skip
 
     (site.folder / "plan").write_text("0 0\n0 0\n")

@@ -52,7 +52,7 @@ def logits(network, params):
 
 
 # Measured. With such weights the next token is as good as drawn by lot: bfloat16 itself agrees with float32 on 96.9 %.
-LEAST = {"int8_weights": (0.85, 0.99), "int8": (0.79, 0.95)}
+LEAST = {"int8_weights": (0.85, 0.98), "int8": (0.79, 0.95)}
 
 
 @pytest.mark.parametrize("mode", MODES)
