@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 import mgie_jax
 from mgie_jax import edit
-from mgie_jax.diffusion.sample import SAMPLERS
+from mgie_jax.diffusion.sample import SAMPLERS, scales
 from mgie_jax.models.mgie import MGIE
 from mgie_jax.photo import to_pixels
 from mgie_jax.programs import chunks, denoise
@@ -31,13 +31,13 @@ def main() -> None:
     result = editor.edit(Path(mgie_jax.__file__).parent / "assets/photos/coffee.jpg", "make it darker")
     pixels = to_pixels(result.before)[None]
     conditions = jax.jit(edit.guide, static_argnums=0)(model, editor.params, result.states[None], pixels)
-    scales = jnp.full(1, sampling.guidance_scale), jnp.full(1, sampling.image_guidance_scale)
+    told = scales(1, sampling.guidance_scale, sampling.image_guidance_scale)
     keys = jax.vmap(jax.random.key)(jnp.zeros(1, jnp.uint32))
     plan = SAMPLERS[sampling.sampler](editor.config.schedule, sampling.steps)
     start = edit.start(plan, conditions, keys)
 
     def denoised(state, first, last):
-        given = (conditions, scales, plan.table.rows(first, last), state, keys)
+        given = (conditions, told, plan.table.rows(first, last), state, keys)
         return jax.block_until_ready(denoise(model, editor.params, *given, stochastic=plan.stochastic))
 
     def at_once():

@@ -141,8 +141,8 @@ def given(
         best = np.asarray(read(editor.params, ids, mask, clip))
         for i, (row, answer) in enumerate(zip(rows, said, strict=True)):
             top1.append(best[i, len(row.ids) - 1 : len(row.ids) + len(answer) - 1])
-        scale, pixels = np.ones(len(rows), np.float32), np.stack([row.pixels for row in rows])
-        made = guided(editor.params, edit.EditBatch(ids, mask, clip, pixels, scale, scale))
+        pixels = np.stack([row.pixels for row in rows])
+        made = guided(editor.params, edit.EditBatch(ids, mask, clip, pixels))
         guidance.append(np.asarray(made.guidance, np.float32))
         conditions = conditions or made
         start += len(rows)

@@ -8,15 +8,12 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
 
-from mgie_jax.diffusion.sample import Sampler, State, Table, branches, guided, init, noise_from_keys, run
+from mgie_jax.diffusion.sample import Sampler, Scales, State, Table, branches, guided, init, noise_from_keys, run
 from mgie_jax.models import ahead
 from mgie_jax.models.llama import init_cache
 from mgie_jax.models.mgie import MGIE, NUM_IMG_TOKENS, img_states
 from mgie_jax.text.decode import Decoded, Draft, Step, greedy, spare
 from mgie_jax.types import HostOrDevice, KVCache
-
-Scales = tuple[Float[HostOrDevice, " b"], Float[HostOrDevice, " b"]]
-"""How far each row follows the guidance, and how far it keeps the photo."""
 
 
 @struct.dataclass
@@ -32,12 +29,7 @@ class EditBatch:
     mask: Bool[HostOrDevice, "b l"]
     clip_pixels: Float[HostOrDevice, "b s s 3"]
     pixels: Float[HostOrDevice, "b h w 3"] | None = None
-    guidance_scale: Float[HostOrDevice, " b"] | None = None
-    image_guidance_scale: Float[HostOrDevice, " b"] | None = None
-
-    @property
-    def scales(self) -> Scales:
-        return self.guidance_scale, self.image_guidance_scale
+    scales: Scales | None = None
 
 
 @struct.dataclass
@@ -140,15 +132,15 @@ def denoise(
     model: MGIE, params: PyTree, conditions: Conditions, scales: Scales, rows: Table, state: State,
     keys: Key[Array, " b"], stochastic: bool,
 ) -> State:  # fmt: skip
-    """The denoising steps of `rows`, all of a sampler's table or some, under three-branch guidance of `scales`."""
+    """The denoising steps of `rows`, all of a sampler's table or some, under the three-branch guidance of `scales`."""
     config, weights = model.config.unet, params["unet"]
-    shown = branches(conditions.guidance, conditions.null_guidance, conditions.image_latents)
+    shown = branches(conditions.guidance, conditions.null_guidance, conditions.image_latents, scales.shown)
     same = ahead.guidance_and_photo(config, weights, *shown, model.dtype)
 
     def unet(x, time):
         return model.unet.apply({"params": weights, **same, **time}, x)
 
-    predict = guided(unet, *scales)
+    predict = guided(unet, scales)
     noise_fn = noise_from_keys(keys, state.x.shape)[1] if stochastic else None
     return run(predict, rows, state, noise_fn, ahead.times(config, weights, rows.timestep, model.dtype))
 

@@ -21,20 +21,23 @@ from jaxtyping import Array, Float
 from PIL import Image
 
 from mgie_jax import edit as stages
+from mgie_jax import first
 from mgie_jax.compilation import enable_compilation_cache, program_store
-from mgie_jax.diffusion.sample import SAMPLERS, Sampler, State
+from mgie_jax.diffusion.sample import SAMPLERS, Sampler, State, scales
 from mgie_jax.distributed import to_host
+from mgie_jax.executables import described
 from mgie_jax.models.common import unscan_layers
 from mgie_jax.models.mgie import MGIE
 from mgie_jax.models.presets import MGIEConfig
 from mgie_jax.models.quantize import check, quantized
 from mgie_jax.paths import to_path
-from mgie_jax.photo import CLIP_MEAN, CLIP_STD, clip_pixels, fit, open_photo, to_pixels
+from mgie_jax.photo import CLIP_MEAN, CLIP_STD, clip_pixels, fit, fit_size, open_photo, to_pixels
 from mgie_jax.programs import Programs, chunks
 from mgie_jax.sharding import make_mesh, param_sharding
 from mgie_jax.text.prompt import PromptTokenizer, pad_batch
 from mgie_jax.text.widths import example_widths, prompt_widths
 from mgie_jax.weights.files import load_model_dir, load_tokenizer, read_whole
+from mgie_jax.weights.model_config import load_config
 from mgie_jax.weights.rules import sharded
 
 Photo = str | os.PathLike | Image.Image
@@ -90,7 +93,7 @@ def default_model_dir() -> Path:
 
 def load(
     model_dir: str | os.PathLike | None = None, *, mesh: Sequence[int] | None = None, dtype: str = "float32",
-    quantize: str | None = None, devices: Sequence[jax.Device] | None = None,
+    quantize: str | None = None, devices: Sequence[jax.Device] | None = None, size: tuple[int, int] | None = None,
 ) -> "Editor":  # fmt: skip
     """An editor with the model of a model directory, by default the bundled one.
 
@@ -101,6 +104,8 @@ def load(
         quantize: keep the weights of the LLM and the UNet in int8, half of bfloat16's memory: "int8_weights" multiplies
             in `dtype`, "int8" in int8 too. Other pictures come of it than without, about as good.
         devices: those of the mesh, in place of all.
+        size: (width, height) of the photo that is edited first, where it is known: the programs of such an edit are
+            then loaded while the weights are read, if they are kept.
 
     Raises:
         ModelDirError: the folder is no whole model; the message names the file and what to do.
@@ -111,11 +116,23 @@ def load(
     path = default_model_dir() if model_dir is None else to_path(model_dir)
     found = None if mesh is None else make_mesh(mesh, devices)
     place = read_whole if found is None else sharded(partial(param_sharding, found))
+    store, config = program_store(found), load_config(path)
+    told, begun = repr((config, dtype, quantize)), None
+    if store is not None and found is None and size is not None:
+        usual = config.sampling
+        begun = first.begin(
+            told, store, SAMPLERS[usual.sampler](config.schedule, usual.steps),
+            scales(1, usual.guidance_scale, usual.image_guidance_scale),
+            fit_size(size, usual.resolution, config.photo_multiple),
+        )  # fmt: skip
     config, params = load_model_dir(path, jnp.dtype(dtype), place if quantize is None else quantized(place))
     if found is None:
         params["mllm"] = _laid_out(params["mllm"])  # here, so that no layer is in memory twice
     tokenizer = load_tokenizer(path, config)
-    return Editor(config, params, tokenizer, mesh=found, dtype=jnp.dtype(dtype), quantize=quantize)
+    editor = Editor(config, params, tokenizer, mesh=found, dtype=jnp.dtype(dtype), quantize=quantize, begun=begun)
+    if store is not None and found is None:
+        first.remember(told, editor.known())
+    return editor
 
 
 class Editor:
@@ -133,18 +150,26 @@ class Editor:
         mesh: that the parameters lie on; None where they lie on one device.
         dtype: what the networks compute in.
         quantize: of `load`; the parameters are quantized already (`models.quantize`).
+        begun: of `Programs`.
     """
 
     def __init__(
         self, config: MGIEConfig, params: dict, tokenizer: PromptTokenizer, *, mesh: Mesh | None = None,
-        dtype: Dtype = jnp.float32, quantize: str | None = None,
+        dtype: Dtype = jnp.float32, quantize: str | None = None, begun: Programs | None = None,
     ):  # fmt: skip
         mllm = jax.tree.map(lambda leaf: leaf, params["mllm"])  # the caller's dicts stay as they are
         mllm = mllm if mesh else _laid_out(mllm)
         self.config, self.params, self.tokenizer = config, params | {"mllm": mllm}, tokenizer
         self.model = MGIE(config, dtype, scan_layers="layers" in mllm["model"], quantize=quantize)
         self._special = stages.Special(tokenizer.img_ids[0], tokenizer.eos_id, tokenizer.pad_id)
-        self.programs = Programs(self.model, self.params, self._special, mesh=mesh, store=program_store(mesh))
+        self.programs = Programs(
+            self.model, self.params, self._special, mesh=mesh, store=program_store(mesh), begun=begun
+        )
+
+    def known(self) -> first.Known:
+        """What another process may know of this one's programs before it has read the model."""
+        shapes = jax.tree.map(described, self.params)
+        return first.Known(self.model, shapes, self._special, self.widths(supplied=False)[0])
 
     def edit(
         self,
@@ -268,16 +293,10 @@ class Editor:
             ValueError: the photos are not of one size; some have an expressive instruction and some have none; or as
                 `edit`.
         """
-        defaults, clock = self.config.sampling, clock or _Clock()
-        plan = self.sampler(sampler, steps)
+        clock, plan = clock or _Clock(), self.sampler(sampler, steps)
         if not rows or len({row.expressive is None for row in rows}) > 1:
             raise ValueError("a batch is of one photo or more, and an expressive instruction is given for all or none")
-        batch = self.batch(
-            rows,
-            defaults.guidance_scale if guidance_scale is None else guidance_scale,
-            defaults.image_guidance_scale if image_guidance_scale is None else image_guidance_scale,
-            padded_to,
-        )
+        batch = self.batch(rows, guidance_scale, image_guidance_scale, padded_to)
         seeds = np.asarray([row.seed for row in rows], np.uint32)
         batch, seeds = self.programs.placed((batch, _padded(seeds, len(batch.ids))))
         self.programs.look_ahead(plan, batch)
@@ -312,7 +331,7 @@ class Editor:
         return self.tokenizer.encode_example(instruction, expressive)[0]
 
     def batch(
-        self, rows: Sequence[Prepared], guidance_scale: float, image_guidance_scale: float,
+        self, rows: Sequence[Prepared], guidance_scale: float | None = None, image_guidance_scale: float | None = None,
         padded_to: int | None = None,
     ) -> stages.EditBatch:  # fmt: skip
         """What the programs take, on the host; see `edit_prepared`."""
@@ -322,13 +341,15 @@ class Editor:
         count = next((size for size in (padded_to or 0, *BATCH_BUCKETS) if size >= len(rows)), len(rows))
         widths = self.widths(rows[0].expressive is not None)
         ids, mask = pad_batch([row.ids for row in rows], widths, pad_id=self.tokenizer.pad_id)
+        usual = self.config.sampling
+        text = usual.guidance_scale if guidance_scale is None else guidance_scale
+        image = usual.image_guidance_scale if image_guidance_scale is None else image_guidance_scale
         return stages.EditBatch(
             ids=_padded(ids, count),
             mask=_padded(mask, count),
             clip_pixels=_padded(np.stack([row.clip_pixels for row in rows]), count),
             pixels=_padded(np.stack([row.pixels for row in rows]), count),
-            guidance_scale=np.full(count, guidance_scale, np.float32),
-            image_guidance_scale=np.full(count, image_guidance_scale, np.float32),
+            scales=scales(count, text, image),
         )
 
     def _states(
@@ -350,12 +371,12 @@ class Editor:
         progress: Callable[[int, int], None] | None,
     ) -> State:  # fmt: skip
         steps = len(plan.table.timestep)
-        for first, last in chunks(steps):
-            rows = plan.table.rows(first, last)
+        for begin, end in chunks(steps):
+            rows = plan.table.rows(begin, end)
             state = self.programs.denoise(plan, conditions, batch.scales, rows, state, keys)
             if progress:
                 jax.block_until_ready(state)
-                progress(last, steps)
+                progress(end, steps)
         return state
 
 

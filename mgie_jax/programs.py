@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Key, PyTree, UInt8, UInt32
 
 from mgie_jax import edit as stages
-from mgie_jax.diffusion.sample import Sampler, State, Table
+from mgie_jax.diffusion.sample import Sampler, Scales, State, Table
 from mgie_jax.executables import Store, described, settings, signature
 from mgie_jax.models.mgie import MGIE, NUM_IMG_TOKENS
 from mgie_jax.sharding import BATCH, fit
@@ -38,14 +38,15 @@ class Programs:
     """The programs of one model, called with what comes after the model and its parameters.
 
     Args:
-        params: of `model`.
+        params: of `model`; their shapes will do for what runs nothing.
         mesh: that the parameters lie on; None where they lie on JAX's default device.
         store: where compiled programs are kept; None: JAX traces each, and then looks into its own cache.
+        begun: others that have begun to load programs, which are taken over if they are of such parameters.
     """
 
     def __init__(
         self, model: MGIE, params: PyTree, special: stages.Special, *, mesh: Mesh | None = None,
-        store: Store | None = None,
+        store: Store | None = None, begun: "Programs | None" = None,
     ):  # fmt: skip
         self._model, self._params, self._special, self._mesh = model, params, special, mesh
         self._ready: dict[str, tuple[jax.stages.Compiled, bool]] = {}
@@ -54,6 +55,12 @@ class Programs:
         elsewhere = mesh is None and any(leaf.sharding for leaf in jax.tree.leaves(self._shapes))
         self._store = None if elsewhere else store
         self._signed = signature(self._shapes)
+        if begun is not None and begun._same == self._same:
+            self._ready, self._turns, self._lock, self._seen = begun._ready, begun._turns, begun._lock, begun._seen
+
+    @property
+    def _same(self) -> tuple:
+        return self._model, self._special, self._signed, self._mesh
 
     def write(self, batch: stages.EditBatch) -> tuple[Decoded, Float[Array, "b 8 d"]]:
         said, states = self._run(write, text(batch), special=self._special)
@@ -72,7 +79,7 @@ class Programs:
         return self._by_rows(self._run(start, sampler, conditions, seeds))
 
     def denoise(
-        self, plan: Sampler, conditions: stages.Conditions, scales: stages.Scales, rows: Table, state: State,
+        self, plan: Sampler, conditions: stages.Conditions, scales: Scales, rows: Table, state: State,
         keys: Key[Array, " b"],
     ) -> State:  # fmt: skip
         return self._by_rows(self._run(denoise, conditions, scales, rows, state, keys, stochastic=plan.stochastic))
@@ -80,9 +87,13 @@ class Programs:
     def decode(self, latents: Float[Array, "b h w c"]) -> UInt8[Array, "b h2 w2 3"]:
         return self._run(decode, latents)
 
-    def look_ahead(self, plan: Sampler, batch: stages.EditBatch) -> None:
-        """Begins to load what comes after the MLLM, as far as it is kept, beside whatever is done meanwhile."""
-        kind = (plan.stochastic, len(plan.table.timestep), batch.pixels.shape)
+    def look_ahead(self, plan: Sampler, batch: stages.EditBatch, text_too: bool = False) -> None:
+        """Begins to load what comes after the MLLM, as far as it is kept, beside whatever is done meanwhile.
+
+        Args:
+            text_too: the MLLM's own program as well.
+        """
+        kind = (plan.stochastic, len(plan.table.timestep), batch.pixels.shape, batch.scales.shown)
         if self._store is None or kind in self._seen:
             return
         self._seen.add(kind)
@@ -90,11 +101,13 @@ class Programs:
         states = dry.placed(jax.ShapeDtypeStruct((len(batch.ids), NUM_IMG_TOKENS, hidden), self._model.dtype))
         shapes = jax.tree.map(described, batch)
 
-        def load() -> None:
+        def begin(load: Callable, *arguments: Any) -> None:
             with suppress(Exception), self.on_mesh():  # whatever it is, the edit will say it
-                dry.draw(plan, shapes, states)
+                load(*arguments)
 
-        Thread(target=load, name="programs").start()
+        if text_too:
+            Thread(target=begin, args=(dry.write, shapes), name="programs of the text").start()
+        Thread(target=begin, args=(dry.draw, plan, shapes, states), name="programs").start()
 
     def placed(self, tree: PyTree) -> PyTree:
         """On the devices: rows over `data` and `fsdp`, as far as these divide them."""
@@ -187,7 +200,7 @@ class NotKept(Exception):
 
 def text(batch: stages.EditBatch) -> stages.EditBatch:
     """What the MLLM reads of it: photos of another size are then no other program."""
-    return batch.replace(pixels=None, guidance_scale=None, image_guidance_scale=None)
+    return batch.replace(pixels=None, scales=None)
 
 
 def chunks(steps: int) -> list[tuple[int, int]]:

@@ -34,21 +34,24 @@ class Warmed:
 
 def warm(
     editor: Editor, sizes: Sequence[tuple[int, int]], *, batch: int = 1, steps: int | None = None,
-    sampler: str | None = None, progress: Callable[[int, int, str], None] = lambda done, total, name: None,
+    sampler: str | None = None, guidance_scale: float | None = None, image_guidance_scale: float | None = None,
+    progress: Callable[[int, int, str], None] = lambda done, total, name: None,
 ) -> list[Warmed]:  # fmt: skip
     """Compiles whatever `editor` will run for photos of these sizes, for any instruction, written or supplied.
 
     Args:
         sizes: (width, height) of photos, in any resolution; only their aspect ratio counts.
         batch: photos at once; rounded up as `Editor.edit_many` does.
-        steps, sampler: the model's own where None.
+        steps, sampler, guidance_scale, image_guidance_scale: the model's own where None. Of the scales only that counts
+            which branches of the guidance they leave out.
         progress: called with how many programs are ready, how many there are, and which is next.
 
     Raises:
         ValueError: an unknown sampler, a number of steps or a size out of range.
     """
     plan = editor.sampler(sampler, steps)
-    batches = {one.pixels.shape: one for one in (_batch(editor, size, batch) for size in sizes)}
+    scales = guidance_scale, image_guidance_scale
+    batches = {one.pixels.shape: one for one in (_batch(editor, size, batch, scales) for size in sizes)}
     lengths = {last - first for first, last in chunks(len(plan.table.timestep))}
     written, read = editor.widths(supplied=False), editor.widths(supplied=True)
     telling = _Telling(editor.programs, len(read) + len(written) + len(batches) * (3 + len(lengths)), progress)
@@ -64,11 +67,11 @@ def warm(
     return telling.done
 
 
-def _batch(editor: Editor, size: tuple[int, int], rows: int) -> EditBatch:
+def _batch(editor: Editor, size: tuple[int, int], rows: int, scales: tuple[float | None, float | None]) -> EditBatch:
     """As an edit has it, of a grey photo that has the size already to which one of `size` is brought."""
     fitted = fit_size(size, editor.config.sampling.resolution, editor.config.photo_multiple)
     blank = editor.prepare(Image.new("RGB", fitted, "grey"), "a")
-    return editor.batch([blank] * rows, 1.0, 1.0)
+    return editor.batch([blank] * rows, *scales)
 
 
 def _wide(programs: Dry, batch: EditBatch, width: int) -> EditBatch:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mgie_jax import edit
+from mgie_jax.diffusion.sample import scales
 from mgie_jax.models import presets
 from mgie_jax.models.mgie import MGIE, NUM_IMG_TOKENS
 
@@ -33,8 +34,7 @@ def asked():
         mask=jnp.arange(WIDTH) < jnp.asarray(len(PATCHES) + lengths)[:, None],
         clip_pixels=jnp.asarray(rng.standard_normal((ROWS, VISION.image_size, VISION.image_size, 3), np.float32)),
         pixels=jnp.zeros((ROWS, 16, 16, 3)),
-        guidance_scale=jnp.ones(ROWS),
-        image_guidance_scale=jnp.ones(ROWS),
+        scales=scales(ROWS, 1.0, 1.0),
     )
 
 

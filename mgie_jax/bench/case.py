@@ -98,11 +98,9 @@ class Case:
     @cached_property
     def batch(self) -> edit.EditBatch:
         x, sampling = self.inputs, self.model.config.sampling
-        scale, image_scale = sampling.guidance_scale, sampling.image_guidance_scale
         return jax.device_put(edit.EditBatch(
             ids=x["ids"], mask=x["mask"], clip_pixels=x["clip_pixels"], pixels=x["pixels"],
-            guidance_scale=np.full(self.rows, scale, np.float32),
-            image_guidance_scale=np.full(self.rows, image_scale, np.float32),
+            scales=sample.scales(self.rows, sampling.guidance_scale, sampling.image_guidance_scale),
         ))  # fmt: skip
 
     def of(self, name: str) -> jax.Array:

@@ -23,8 +23,8 @@ from jax import monitoring
 from mgie_jax.bench.host import PHOTO
 from mgie_jax.bench.inputs import INSTRUCTION, Source, as_source, photo
 from mgie_jax.compilation import enable_compilation_cache
-from mgie_jax.editor import Editor
-from mgie_jax.photo import save_atomic
+from mgie_jax.editor import Editor, load
+from mgie_jax.photo import open_photo, save_atomic
 
 COLD = ("compile", "cold", "warm", "first", "again")
 COMPILING = (
@@ -95,7 +95,10 @@ def main(request: dict) -> None:
     monitoring.register_event_duration_secs_listener(listen)
     enable_compilation_cache()
     source, dtype = as_source(request["source"]), jnp.dtype(request["dtype"])
-    editor = Editor(source.sizes, source.params(dtype, place=jax.device_put), source.tokenizer(), dtype=dtype)
+    if source.folder:
+        editor = load(source.folder, dtype=dtype.name, size=open_photo(request["photo"]).size)
+    else:
+        editor = Editor(source.sizes, source.params(dtype, place=jax.device_put), source.tokenizer(), dtype=dtype)
     first, saved = edit(), time.time()
     print(json.dumps({"compile": compiling, "saved": saved, "first": first, "again": edit()}))
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import gc
 import json
 import math
 import sys
@@ -56,8 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sampler", metavar="NAME", choices=SAMPLERS, help=f"{', '.join(SAMPLERS)} (default: the model's)"
     )
-    parser.add_argument("--guidance-scale", metavar="S", type=float, help="how far to follow the instruction")
-    parser.add_argument("--image-guidance-scale", metavar="S", type=float, help="how far to keep the photo")
+    add_scales(parser)
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="equal seeds, equal pictures (default 0)")
     parser.add_argument("--expressive", metavar="TEXT", help="use this expressive instruction, write none")
     parser.add_argument("--mesh", metavar="D,F,T", help="spread the model over all devices: sizes of the axes data,"
@@ -70,12 +70,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     edit_many.add_arguments(parser, [photo, instruction])
 
 
+def add_scales(parser: argparse.ArgumentParser) -> None:
+    """Declare the two scales of the guidance."""
+    parser.add_argument("--guidance-scale", metavar="S", type=float,
+                        help="how far to follow the instruction (default: the model's)")  # fmt: skip
+    parser.add_argument("--image-guidance-scale", metavar="S", type=float,
+                        help="how far to keep the photo (default: the model's)")  # fmt: skip
+
+
 def run(args: argparse.Namespace) -> int:
     """Check everything that can be checked at once, then load the model, edit and save.
 
     Raises ValueError (also as PhotoError, ModelDirError) for whatever the user can mend.
     """
-    _check_numbers(args)
+    if not 0 <= args.seed <= MAX_SEED:
+        raise ValueError(f"--seed {args.seed}: must be from 0 to {MAX_SEED}")
+    check_numbers(args)
     if args.batch is not None or is_folder(args.photo):
         return edit_many.run(args)
     edit_many.check_unused(args)
@@ -93,10 +103,12 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"{path}: is the photo itself; choose another name with -o")
 
     # Whatever libraries print on the way belongs to stderr: stdout is the answer alone.
-    with contextlib.redirect_stdout(sys.stderr), _Progress() as progress:
+    with contextlib.redirect_stdout(sys.stderr), _without_garbage_collection(), _Progress() as progress:
         start = time.perf_counter()
         print("Loading the model ...", file=sys.stderr)
-        editor = mgie_jax.load(args.model, mesh=sizes, dtype=args.dtype, quantize=args.quantize)
+        usual = (args.steps, args.sampler, args.guidance_scale, args.image_guidance_scale, expressive) == (None,) * 5
+        size = photo.size if usual else None
+        editor = mgie_jax.load(args.model, mesh=sizes, dtype=args.dtype, quantize=args.quantize, size=size)
         seconds = {"load": time.perf_counter() - start}
         result = editor.edit(
             photo,
@@ -152,11 +164,22 @@ def _about(args: argparse.Namespace, instruction: str, result) -> dict[str, str]
     return about(instruction, result.expressive, result.seed, settings)
 
 
-def _check_numbers(args: argparse.Namespace) -> None:
+@contextlib.contextmanager
+def _without_garbage_collection():
+    """What JAX and transformers bring stays; to look through it again and again is a tenth of such a process' time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    """Raises ValueError for a number of steps or a scale out of range."""
     if args.steps is not None and not 1 <= args.steps <= MAX_STEPS:
         raise ValueError(f"--steps {args.steps}: must be from 1 to {MAX_STEPS}")
-    if not 0 <= args.seed <= MAX_SEED:
-        raise ValueError(f"--seed {args.seed}: must be from 0 to {MAX_SEED}")
     for flag in ("guidance_scale", "image_guidance_scale"):
         scale = getattr(args, flag)
         if scale is not None and not (math.isfinite(scale) and 0 <= scale <= MAX_SCALE):

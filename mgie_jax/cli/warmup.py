@@ -10,7 +10,7 @@ import time
 from tqdm import tqdm
 
 import mgie_jax
-from mgie_jax.cli.edit import MAX_STEPS, QUANTIZE, SAMPLERS
+from mgie_jax.cli.edit import QUANTIZE, SAMPLERS, add_scales, check_numbers
 from mgie_jax.cli.mesh import mesh_sizes
 from mgie_jax.paths import argument
 
@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", metavar="N", type=int, help="denoising steps (default: the model's)")
     parser.add_argument("--sampler", metavar="NAME", choices=SAMPLERS,
                         help=f"{', '.join(SAMPLERS)} (default: the model's)")  # fmt: skip
+    add_scales(parser)
     parser.add_argument("--mesh", metavar="D,F,T", help="sizes of the axes data, fsdp, tensor over all devices, one of"
                         " which may be -1 (default: one device)")  # fmt: skip
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
@@ -51,8 +52,7 @@ def run(args: argparse.Namespace) -> int:
     """Check the arguments, load the model, compile. Raises ValueError for whatever the user can mend."""
     if not 1 <= args.batch <= MAX_BATCH:
         raise ValueError(f"--batch {args.batch}: must be from 1 to {MAX_BATCH}")
-    if args.steps is not None and not 1 <= args.steps <= MAX_STEPS:
-        raise ValueError(f"--steps {args.steps}: must be from 1 to {MAX_STEPS}")
+    check_numbers(args)
     sizes = [_size(text) for text in args.size or ["1x1"]]
     mesh = None if args.mesh is None else mesh_sizes(args.mesh)
     if args.model is not None and not args.model.is_dir():
@@ -70,7 +70,10 @@ def run(args: argparse.Namespace) -> int:
 
         from mgie_jax.warmup import warm
 
-        done = warm(editor, sizes, batch=args.batch, steps=args.steps, sampler=args.sampler, progress=bar)
+        done = warm(
+            editor, sizes, batch=args.batch, steps=args.steps, sampler=args.sampler,
+            guidance_scale=args.guidance_scale, image_guidance_scale=args.image_guidance_scale, progress=bar,
+        )  # fmt: skip
     seconds = time.perf_counter() - start
     made = sum(not one.kept for one in done)
     if args.json:

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jaxtyping import Array, Float, Float64, Int, Key, PyTree
 
 from mgie_jax.diffusion.schedule import ScheduleConfig, alphas_cumprod
+from mgie_jax.types import HostOrDevice
 
 Denoise = Callable[[Float[Array, "b h w c"], Any], Float[Array, "b h w c"]]
 """(model input, the step's timestep or what stands for it) -> the network's raw output, epsilon or v."""
@@ -185,35 +187,59 @@ def noise_from_keys(keys: Key[Array, " b"], shape: tuple[int, ...]) -> tuple[Flo
     return noise_like(keys, 0, shape), lambda i: noise_like(keys, i + 1, shape)
 
 
+TEXT, IMAGE, NEITHER = 0, 1, 2
+"""The branches of InstructPix2Pix's guidance show the UNet guidance and photo, the photo alone, neither."""
+
+
+@struct.dataclass
+class Scales:
+    """How far each row follows the guidance, and how far it keeps the photo.
+
+    `shown` are the branches that count: one with a weight of zero in every row need not be computed (`scales`).
+    """
+
+    text: Float[HostOrDevice, " b"]
+    image: Float[HostOrDevice, " b"]
+    shown: tuple[int, ...] = struct.field(pytree_node=False, default=(TEXT, IMAGE, NEITHER))
+
+
+def scales(rows: int, text: float, image: float) -> Scales:
+    """Scales that are the same in all rows."""
+    shown = tuple(branch for branch, weight in enumerate(_weights(text, image)) if weight != 0.0)
+    return Scales(np.full(rows, text, np.float32), np.full(rows, image, np.float32), shown)
+
+
+def _weights(text: Any, image: Any) -> tuple[Any, Any, Any]:
+    """Of the branches in uncond + text * (text - image) + image * (image - uncond) (InstructPix2Pix, eq. 3)."""
+    return text, image - text, 1.0 - image
+
+
 def branches(
-    guidance: Float[Array, "b q d"], null_guidance: Float[Array, "#b q d"], image_latents: Float[Array, "b h w c"]
-) -> tuple[Float[Array, "b 3 q d"], Float[Array, "b 3 h w c"]]:
-    """What each branch of InstructPix2Pix's guidance shows the UNet: guidance and photo, the photo alone, neither.
+    guidance: Float[Array, "b q d"],
+    null_guidance: Float[Array, "#b q d"],
+    image_latents: Float[Array, "b h w c"],
+    shown: tuple[int, ...] = (TEXT, IMAGE, NEITHER),
+) -> tuple[Float[Array, "b n q d"], Float[Array, "b n h w c"]]:
+    """What the UNet is shown in the n branches of InstructPix2Pix's guidance that are asked for.
 
     An example's branches stand side by side, so that a batch split over devices stays split.
     """
     null = jnp.broadcast_to(null_guidance, guidance.shape)
-    nothing = jnp.zeros_like(image_latents)
-    return jnp.stack([guidance, null, null], axis=1), jnp.stack([image_latents, image_latents, nothing], axis=1)
+    contexts, photos = (guidance, null, null), (image_latents, image_latents, jnp.zeros_like(image_latents))
+    return jnp.stack([contexts[i] for i in shown], axis=1), jnp.stack([photos[i] for i in shown], axis=1)
 
 
-def guided(
-    unet: Callable[[Float[Array, "b h w c"], Any], Float[Array, "b3 h w c"]],
-    text_scale: float | Float[Array, "..."],
-    image_scale: float | Float[Array, "..."],
-) -> Denoise:
-    """InstructPix2Pix's guidance (eq. 3): a denoiser of what `unet` says in each of the three `branches`.
+def guided(unet: Callable[[Float[Array, "b h w c"], Any], Float[Array, "bn h w c"]], scales: Scales) -> Denoise:
+    """InstructPix2Pix's guidance: a denoiser of what `unet` says in each of the `branches` of `scales.shown`.
 
-    The scales are numbers or one per example. The result is
-    uncond + text_scale * (text - image) + image_scale * (image - uncond), on epsilon or v alike.
+    The result is uncond + scales.text * (text - image) + scales.image * (image - uncond), on epsilon or v alike.
     """
-    text_scale, image_scale = (jnp.reshape(jnp.asarray(s), (-1, 1, 1, 1)) for s in (text_scale, image_scale))
+    found = _weights(jnp.asarray(scales.text), jnp.asarray(scales.image))
+    weights = jnp.stack([found[i] for i in scales.shown], axis=1)[..., None, None, None]
 
     def denoise(x: Float[Array, "b h w c"], step: Any) -> Float[Array, "b h w c"]:
         output = unet(x, step).astype(jnp.float32)
-        output = output.reshape(-1, 3, *output.shape[1:])
-        text, image, uncond = output[:, 0], output[:, 1], output[:, 2]
-        return uncond + text_scale * (text - image) + image_scale * (image - uncond)
+        return (weights * output.reshape(-1, len(scales.shown), *output.shape[1:])).sum(1)
 
     return denoise
 

@@ -18,7 +18,7 @@ from jaxtyping import PyTree
 from mgie_jax import edit
 from mgie_jax import programs as running
 from mgie_jax.data import ask
-from mgie_jax.diffusion.sample import SAMPLERS
+from mgie_jax.diffusion.sample import SAMPLERS, scales
 from mgie_jax.models import presets
 from mgie_jax.models.mgie import MGIE, NUM_IMG_TOKENS
 from mgie_jax.models.quantize import check, quantize_params
@@ -156,13 +156,13 @@ def edit_programs(
     params = _weights(shapes, dtype, mesh, quantized=quantize is not None)
     width = planned_width(sizes.prompt, sizes.mllm.vision.num_patches)
     put = partial(_over_rows, mesh)
+    told = scales(rows, sizes.sampling.guidance_scale, sizes.sampling.image_guidance_scale)
     asked = put(edit.EditBatch(
         ids=_shape((rows, width), jnp.int32),
         mask=_shape((rows, width), bool),
         clip_pixels=_shape((rows, seen, seen, 3)),
         pixels=_shape((rows, side, side, 3)),
-        guidance_scale=_shape((rows,)),
-        image_guidance_scale=_shape((rows,)),
+        scales=jax.tree.map(lambda x: _shape(x.shape), told),
     ))  # fmt: skip
     keys = put(jax.eval_shape(lambda: jax.vmap(jax.random.key)(jnp.zeros(rows, jnp.uint32))))
     special = edit.Special(_img0(sizes), END, PAD)

@@ -21,7 +21,7 @@ from mgie_jax.data.order import EndlessExamples, Found, GeneratedExamples, Recor
 from mgie_jax.data.photos import load as load_photos
 from mgie_jax.data.records import contents
 from mgie_jax.data.records import load as load_records
-from mgie_jax.diffusion.sample import SAMPLERS
+from mgie_jax.diffusion.sample import SAMPLERS, scales
 from mgie_jax.edit import EditBatch, Special, edit
 from mgie_jax.models.mgie import MGIE, img_embeddings
 from mgie_jax.models.presets import MGIEConfig
@@ -77,8 +77,7 @@ def make_grid(
         mask=mask,
         clip_pixels=np.stack([see(shown.seen) for shown in pictures]),
         pixels=np.stack([shown.source for shown in pictures]),
-        guidance_scale=np.full(ROWS, config.sampling.guidance_scale, np.float32),
-        image_guidance_scale=np.full(ROWS, config.sampling.image_guidance_scale, np.float32),
+        scales=scales(ROWS, config.sampling.guidance_scale, config.sampling.image_guidance_scale),
     )
     model, special = MGIE(config, dtype), Special(tokenizer.img_ids[0], tokenizer.eos_id, tokenizer.pad_id)
     sampler = SAMPLERS[config.sampling.sampler](config.schedule, config.sampling.steps)

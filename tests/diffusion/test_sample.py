@@ -83,3 +83,39 @@ def test_other_schedules_are_refused():
         ScheduleConfig(beta_schedule="rectified")
     with pytest.raises(ValueError, match="'sample'"):
         ScheduleConfig(prediction_type="sample")
+
+
+@pytest.mark.parametrize(
+    "text, image, shown",
+    [
+        (7.5, 1.5, (0, 1, 2)),
+        (1.1, 1.0, (0, 1)),
+        (2.0, 2.0, (0, 2)),
+        (1.0, 1.0, (0,)),
+        (0.0, 1.0, (1,)),
+        (0.0, 0.0, (2,)),
+    ],
+)
+def test_branches_without_weight_are_left_out_and_nothing_changes(text, image, shown):
+    """InstructPix2Pix's eq. 3, over three branches in float64, is what the branches shown give."""
+    rng = np.random.default_rng(0)
+    guidance, photo, x = (rng.normal(size=(2, *shape)) for shape in ((5, 6), (4, 3, 8), (4, 3, 8)))
+    null = rng.normal(size=(1, 5, 6))
+    table = rng.normal(size=(6, 8))
+
+    def said(context, photo, x):
+        return np.tanh(x + 2 * photo) + (context.mean(-2) @ table)[..., None, None, :]
+
+    branch = [said(guidance, photo, x), said(null, photo, x), said(null, 0 * photo, x)]
+    wanted = branch[2] + text * (branch[0] - branch[1]) + image * (branch[1] - branch[2])
+
+    scales = sample.scales(2, text, image)
+    contexts, photos = sample.branches(*(jnp.asarray(a, jnp.float32) for a in (guidance, null, photo)), scales.shown)
+    assert scales.shown == shown and contexts.shape[1] == photos.shape[1] == len(shown)
+
+    def unet(x, step):
+        made = said(np.asarray(contexts, np.float64), np.asarray(photos, np.float64), np.asarray(x)[:, None])
+        return jnp.asarray(made.reshape(-1, *made.shape[2:]), jnp.float32)
+
+    made = sample.guided(unet, scales)(jnp.asarray(x, jnp.float32), None)
+    np.testing.assert_allclose(made, wanted, rtol=1e-5, atol=1e-5)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mgie_jax.diffusion.sample import scales
 from mgie_jax.edit import EditBatch, Special, guide, write
 from mgie_jax.models.clip import CLIPVisionConfig
 from mgie_jax.models.edit_head import EditHeadConfig
@@ -157,7 +158,7 @@ def test_edit_writes_the_same_tokens_and_guidance(model, params, batch, assert_p
     length = int(FIGURES["generate.prompt_len"])
     edit = EditBatch(
         ids=batch.text.ids[:1, :length], mask=jnp.ones((1, length), bool), clip_pixels=batch.text.clip_pixels[:1],
-        pixels=batch.source[:1], guidance_scale=jnp.array([7.5]), image_guidance_scale=jnp.array([1.5]),
+        pixels=batch.source[:1], scales=scales(1, 7.5, 1.5),
     )  # fmt: skip
 
     @jax.jit

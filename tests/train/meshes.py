@@ -25,7 +25,7 @@ import optax
 from flax.traverse_util import flatten_dict
 
 from mgie_jax import edit
-from mgie_jax.diffusion.sample import SAMPLERS
+from mgie_jax.diffusion.sample import SAMPLERS, scales
 from mgie_jax.models.mgie import MGIE
 from mgie_jax.models.presets import MGIEConfig
 from mgie_jax.sharding import batch_sharding, init_sharded, make_mesh, param_sharding, param_shardings, state_shardings
@@ -93,8 +93,7 @@ def edit_batch(config: MGIEConfig) -> edit.EditBatch:
     lengths = TOKENS - 9 - np.arange(ROWS) % 4
     return edit.EditBatch(
         ids=batch.text.ids, mask=np.arange(TOKENS) < lengths[:, None], clip_pixels=batch.text.clip_pixels,
-        pixels=batch.source, guidance_scale=np.full(ROWS, 7.5, np.float32),
-        image_guidance_scale=np.full(ROWS, 1.5, np.float32),
+        pixels=batch.source, scales=scales(ROWS, 7.5, 1.5),
     )  # fmt: skip
 
 
