@@ -13,9 +13,9 @@ __all__ = ["default_model_dir", "load"]
 
 def __getattr__(name: str):
     if name in __all__:
-        from mgie_jax import editor
+        from mgie_jax import loading
 
-        return getattr(editor, name)
+        return getattr(loading, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

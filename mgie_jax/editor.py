@@ -1,6 +1,6 @@
 """The Python API: a loaded model that edits photos.
 
-editor = mgie_jax.load()
+editor = mgie_jax.load()  # module `loading`
 result = editor.edit("photo.jpg", "make it warmer")
 result.image.save("warmer.png")
 """
@@ -9,8 +9,6 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -22,23 +20,17 @@ from PIL import Image
 
 from mgie_jax import edit as stages
 from mgie_jax import first
-from mgie_jax.compilation import enable_compilation_cache, program_store
+from mgie_jax.compilation import program_store
 from mgie_jax.diffusion.sample import SAMPLERS, Sampler, State, scales
 from mgie_jax.distributed import to_host
 from mgie_jax.executables import described
 from mgie_jax.models.common import unscan_layers
 from mgie_jax.models.mgie import MGIE
 from mgie_jax.models.presets import MGIEConfig
-from mgie_jax.models.quantize import check, quantized
-from mgie_jax.paths import to_path
-from mgie_jax.photo import CLIP_MEAN, CLIP_STD, clip_pixels, fit, fit_size, open_photo, to_pixels
+from mgie_jax.photo import CLIP_MEAN, CLIP_STD, clip_pixels, fit, open_photo, to_pixels
 from mgie_jax.programs import Programs, chunks
-from mgie_jax.sharding import make_mesh, param_sharding
 from mgie_jax.text.prompt import PromptTokenizer, pad_batch
 from mgie_jax.text.widths import example_widths, prompt_widths
-from mgie_jax.weights.files import load_model_dir, load_tokenizer, read_whole
-from mgie_jax.weights.model_config import load_config
-from mgie_jax.weights.rules import sharded
 
 Photo = str | os.PathLike | Image.Image
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32)
@@ -86,55 +78,6 @@ class Prepared:
     pixels: Float[np.ndarray, "h w 3"]
 
 
-def default_model_dir() -> Path:
-    """The bundled model's folder."""
-    return Path(__file__).parent / "assets" / "default"
-
-
-def load(
-    model_dir: str | os.PathLike | None = None, *, mesh: Sequence[int] | None = None, dtype: str = "float32",
-    quantize: str | None = None, devices: Sequence[jax.Device] | None = None, size: tuple[int, int] | None = None,
-) -> "Editor":  # fmt: skip
-    """An editor with the model of a model directory, by default the bundled one.
-
-    Args:
-        mesh: sizes of the axes data, fsdp, tensor over all devices, of which one may be -1 (`sharding.make_mesh`); each
-            device then reads and holds its own part of the weights. None: one device.
-        dtype: of the weights and the arithmetic, "float32" or "bfloat16".
-        quantize: keep the weights of the LLM and the UNet in int8, half of bfloat16's memory: "int8_weights" multiplies
-            in `dtype`, "int8" in int8 too. Other pictures come of it than without, about as good.
-        devices: those of the mesh, in place of all.
-        size: (width, height) of the photo that is edited first, where it is known: the programs of such an edit are
-            then loaded while the weights are read, if they are kept.
-
-    Raises:
-        ModelDirError: the folder is no whole model; the message names the file and what to do.
-        ValueError: the mesh does not fit the devices; there is no such `quantize`, or qwix is not installed.
-    """
-    check(quantize)
-    enable_compilation_cache()
-    path = default_model_dir() if model_dir is None else to_path(model_dir)
-    found = None if mesh is None else make_mesh(mesh, devices)
-    place = read_whole if found is None else sharded(partial(param_sharding, found))
-    store, config = program_store(found), load_config(path)
-    told, begun = repr((config, dtype, quantize)), None
-    if store is not None and found is None and size is not None:
-        usual = config.sampling
-        begun = first.begin(
-            told, store, SAMPLERS[usual.sampler](config.schedule, usual.steps),
-            scales(1, usual.guidance_scale, usual.image_guidance_scale),
-            fit_size(size, usual.resolution, config.photo_multiple),
-        )  # fmt: skip
-    config, params = load_model_dir(path, jnp.dtype(dtype), place if quantize is None else quantized(place))
-    if found is None:
-        params["mllm"] = _laid_out(params["mllm"])  # here, so that no layer is in memory twice
-    tokenizer = load_tokenizer(path, config)
-    editor = Editor(config, params, tokenizer, mesh=found, dtype=jnp.dtype(dtype), quantize=quantize, begun=begun)
-    if store is not None and found is None:
-        first.remember(told, editor.known())
-    return editor
-
-
 class Editor:
     """A model in memory; `edit` and `edit_many` may be called any number of times.
 
@@ -149,7 +92,7 @@ class Editor:
         tokenizer: of the model's vocabulary.
         mesh: that the parameters lie on; None where they lie on one device.
         dtype: what the networks compute in.
-        quantize: of `load`; the parameters are quantized already (`models.quantize`).
+        quantize: of `loading.load`; the parameters are quantized already (`models.quantize`).
         begun: of `Programs`.
     """
 
@@ -158,7 +101,7 @@ class Editor:
         dtype: Dtype = jnp.float32, quantize: str | None = None, begun: Programs | None = None,
     ):  # fmt: skip
         mllm = jax.tree.map(lambda leaf: leaf, params["mllm"])  # the caller's dicts stay as they are
-        mllm = mllm if mesh else _laid_out(mllm)
+        mllm = mllm if mesh else laid_out(mllm)
         self.config, self.params, self.tokenizer = config, params | {"mllm": mllm}, tokenizer
         self.model = MGIE(config, dtype, scan_layers="layers" in mllm["model"], quantize=quantize)
         self._special = stages.Special(tokenizer.img_ids[0], tokenizer.eos_id, tokenizer.pad_id)
@@ -380,7 +323,7 @@ class Editor:
         return state
 
 
-def _laid_out(mllm: dict) -> dict:
+def laid_out(mllm: dict) -> dict:
     """The MLLM's parameters as their device computes with them best: a CPU wants layers apart. `mllm` is used up."""
     leaf = jax.tree.leaves(mllm)[0]
     platform = next(iter(leaf.devices())).platform if isinstance(leaf, jax.Array) else jax.default_backend()

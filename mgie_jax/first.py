@@ -12,11 +12,13 @@ import numpy as np
 from jaxtyping import PyTree
 
 from mgie_jax.compilation import programs_dir
-from mgie_jax.diffusion.sample import Sampler, Scales
+from mgie_jax.diffusion.sample import SAMPLERS, scales
 from mgie_jax.edit import EditBatch, Special
 from mgie_jax.executables import Store, described
 from mgie_jax.kept import Files, digest, version
 from mgie_jax.models.mgie import MGIE
+from mgie_jax.models.presets import MGIEConfig
+from mgie_jax.photo import fit_size
 from mgie_jax.programs import Programs
 
 
@@ -42,12 +44,12 @@ def remember(told: str, known: Known) -> None:
         files.write(name, known)
 
 
-def begin(told: str, store: Store, plan: Sampler, scales: Scales, size: tuple[int, int]) -> Programs | None:
-    """Programs of a model that is still to be read, which have begun to load those of an edit of one photo.
+def begin(told: str, store: Store, config: MGIEConfig, size: tuple[int, int]) -> Programs | None:
+    """Programs of a model that is still to be read, which have begun to load those of its usual edit of one photo.
 
     Args:
         told: as it was remembered.
-        size: (width, height) of the photo, once fitted to the model.
+        size: (width, height) of the photo.
 
     Returns:
         What `Programs` takes as `begun`; None where nothing was remembered.
@@ -55,15 +57,17 @@ def begin(told: str, store: Store, plan: Sampler, scales: Scales, size: tuple[in
     known = Files(programs_dir()).read(_name(told))
     if not isinstance(known, Known):
         return None
-    side = known.model.config.mllm.vision.image_size
+    seen, usual = config.mllm.vision.image_size, config.sampling
+    width, height = fit_size(size, usual.resolution, config.photo_multiple)
     programs = Programs(known.model, known.shapes, known.special, store=store)
-    programs.look_ahead(plan, EditBatch(
+    batch = EditBatch(
         ids=jax.ShapeDtypeStruct((1, known.width), np.int32),
         mask=jax.ShapeDtypeStruct((1, known.width), np.bool_),
-        clip_pixels=jax.ShapeDtypeStruct((1, side, side, 3), np.float32),
-        pixels=jax.ShapeDtypeStruct((1, size[1], size[0], 3), np.float32),
-        scales=jax.tree.map(described, scales),
-    ), text_too=True)  # fmt: skip
+        clip_pixels=jax.ShapeDtypeStruct((1, seen, seen, 3), np.float32),
+        pixels=jax.ShapeDtypeStruct((1, height, width, 3), np.float32),
+        scales=jax.tree.map(described, scales(1, usual.guidance_scale, usual.image_guidance_scale)),
+    )
+    programs.look_ahead(SAMPLERS[usual.sampler](config.schedule, usual.steps), batch, text_too=True)
     return programs
 
 

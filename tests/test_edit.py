@@ -10,7 +10,7 @@ from PIL import Image
 
 from mgie_jax import edit
 from mgie_jax.diffusion.sample import SAMPLERS
-from mgie_jax.editor import load
+from mgie_jax.loading import load
 from mgie_jax.models import presets
 from mgie_jax.models.mgie import img_states
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mgie_jax.cli.mesh import AXES, mesh_sizes
-from mgie_jax.editor import load
+from mgie_jax.loading import load
 from mgie_jax.sharding import AXES as REAL_AXES
 from mgie_jax.sharding import on_mesh_of
 from tests.train.meshes import ENVIRONMENT, FLAGS

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mgie_jax import compilation, first
-from mgie_jax.editor import load
+from mgie_jax.loading import load
 from tests.test_warmup import photo, run, warmup
 
 PROGRAMS = ["_start", "decode", "denoise", "guide", "write"]

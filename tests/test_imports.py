@@ -15,7 +15,7 @@ LAYERS = [
     {"types", "paths", "distributed", "sharding", "torus", "diffusion", "text", "photo", "compare"},
     {"kept", "executables", "compilation", "models"},
     {"weights", "edit", "data", "train"},
-    {"programs", "first", "editor", "warmup", "batch", "eval", "plan", "bench"},
+    {"programs", "first", "editor", "loading", "warmup", "batch", "eval", "plan", "bench"},
     {"cli", "demo", "__init__"},
 ]
 RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}

@@ -16,7 +16,7 @@ from PIL import Image
 
 from mgie_jax import cli, compilation
 from mgie_jax.cli.edit import MAX_STEPS
-from mgie_jax.editor import load
+from mgie_jax.loading import load
 
 ROOT = Path(__file__).parents[1]
 # Kept from one run of the tests to the next: compiling takes a while, and nothing here asks that it be done.

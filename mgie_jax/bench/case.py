@@ -121,7 +121,7 @@ def make_case(
     Args:
         dtype: of weights and arithmetic.
         size: height and width of the photos, by default the model's resolution twice.
-        quantize: as `editor.load` has it.
+        quantize: as `loading.load` has it.
     """
     sizes, side = source.sizes, source.sizes.sampling.resolution
     params = source.params(dtype, place=jax.device_put)

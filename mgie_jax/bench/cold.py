@@ -23,8 +23,10 @@ from jax import monitoring
 from mgie_jax.bench.host import PHOTO
 from mgie_jax.bench.inputs import INSTRUCTION, Source, as_source, photo
 from mgie_jax.compilation import enable_compilation_cache
-from mgie_jax.editor import Editor, load
+from mgie_jax.editor import Editor
+from mgie_jax.loading import load
 from mgie_jax.photo import open_photo, save_atomic
+from mgie_jax.weights.model_config import load_config
 
 COLD = ("compile", "cold", "warm", "first", "again")
 COMPILING = (
@@ -95,7 +97,7 @@ def main(request: dict) -> None:
     monitoring.register_event_duration_secs_listener(listen)
     enable_compilation_cache()
     source, dtype = as_source(request["source"]), jnp.dtype(request["dtype"])
-    if source.folder:
+    if source.folder and load_config(source.folder) == source.sizes:
         editor = load(source.folder, dtype=dtype.name, size=open_photo(request["photo"]).size)
     else:
         editor = Editor(source.sizes, source.params(dtype, place=jax.device_put), source.tokenizer(), dtype=dtype)

@@ -35,7 +35,7 @@ class Request:
         name: what the user called it.
         size: height and width of photos.
         only: stages; all where empty.
-        quantize: of an edit and its stages, as `editor.load` has it.
+        quantize: of an edit and its stages, as `loading.load` has it.
     """
 
     what: str

@@ -29,6 +29,8 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: this process's) and return its exit code."""
+    # That there is no PyTorch is no news to its users: nothing but tokenizers is wanted of transformers.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
         args = _parse(argv)
         return COMMANDS[args.command].run(args)

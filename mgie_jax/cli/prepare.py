@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
     from mgie_jax.data.prepare import Settings, chosen, finished, prepare
     from mgie_jax.data.records import contents
-    from mgie_jax.editor import default_model_dir
+    from mgie_jax.loading import default_model_dir
     from mgie_jax.weights.atomic import fingerprint
     from mgie_jax.weights.model_config import load_config
     from mgie_jax.weights.t5 import load_t5_config

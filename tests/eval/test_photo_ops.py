@@ -10,9 +10,10 @@ from mgie_jax.data.generate import EditPairs
 from mgie_jax.data.ops import GLOBAL_OPS
 from mgie_jax.data.photo_stats import measure
 from mgie_jax.data.repairs import REPAIRS
-from mgie_jax.editor import Editor, EditResult, load
+from mgie_jax.editor import Editor, EditResult
 from mgie_jax.eval import photo_ops as suite
 from mgie_jax.eval.metrics import l1, psnr
+from mgie_jax.loading import load
 from mgie_jax.models import presets
 
 

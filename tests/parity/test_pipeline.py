@@ -14,7 +14,7 @@ from PIL import Image
 from mgie_jax import edit
 from mgie_jax.diffusion.sample import noise_from_keys
 from mgie_jax.diffusion.schedule import ScheduleConfig
-from mgie_jax.editor import load
+from mgie_jax.loading import load
 from mgie_jax.models import presets
 from mgie_jax.photo import to_pixels
 from mgie_jax.weights.files import load_config, save_model_dir

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mgie_jax import cli, editor
+from mgie_jax import cli, loading
 from mgie_jax import programs as running
 from mgie_jax.cli.train import read_config
 from mgie_jax.data import ask
@@ -57,7 +57,8 @@ def test_editing(config, mesh, tiny_model_dir, monkeypatch, quantize):
     for name in ("write", "guide", "denoise", "decode"):
         monkeypatch.setattr(running, name, record(name))
     photo = Image.fromarray(np.zeros((32, 32, 3), np.uint8))
-    editor.load(tiny_model_dir, mesh=(1, 1, 1), quantize=quantize).edit(photo, "the photo is dark and cool, flat. " * 4)
+    editor = loading.load(tiny_model_dir, mesh=(1, 1, 1), quantize=quantize)
+    editor.edit(photo, "the photo is dark and cool, flat. " * 4)
     monkeypatch.undo()
     planned = programs(config(), "edit", mesh, quantize=quantize)
     assert [program.name for program in planned] == list(called)

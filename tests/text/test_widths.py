@@ -21,7 +21,7 @@ def test_widths(own, room, longest, expected):
 
 @pytest.fixture(scope="module")
 def bundled():
-    from mgie_jax.editor import default_model_dir
+    from mgie_jax.loading import default_model_dir
 
     sizes = presets.default()
     return PromptTokenizer(
