@@ -9,8 +9,8 @@ import ml_collections
 
 from mgie_jax.train.config import default_config
 
-EXAMPLES = 1_000_000  # of IPr2Pr, filtered by CLIP
-EPOCHS = 40  # the released command's; the paper names none
+EXAMPLES = 1_000_000  # about what IPr2Pr has; a run on other data wants --config.steps
+EPOCHS = 40
 
 
 def get_config(recipe: str = "paper") -> ml_collections.ConfigDict:

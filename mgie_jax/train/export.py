@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import jax
 import ml_collections
 import numpy as np
 from jaxtyping import UInt8
@@ -29,7 +30,8 @@ def export(
 
     Args:
         config: of the run.
-        trained: nested dicts of whole arrays: the trainable parameters, or their averages.
+        trained: nested dicts of whole arrays, or of what NumPy makes one of when it is asked for (`gather.Whole`): the
+            trainable parameters, or their averages.
         path: the directory to make.
         init: where the model is that the run began with, if it has been moved.
         dtype: of the written tensors; empty: `config.export_dtype`.
@@ -43,7 +45,7 @@ def export(
     if config.stage == "vae":
         photos = list(load_photos(config.photos, "train").values())[:NORMALISE_ON]
         squares = [_square(photo, model.vae.sample_size) for photo in photos]
-        trained = {"vae": normalise_latents(model.vae, trained["vae"], squares)}
+        trained = {"vae": normalise_latents(model.vae, jax.tree.map(np.asarray, trained["vae"]), squares)}
     parts = {}
     for part, template in expected(model).items():
         tensors = part_tensors(begun, part)

@@ -24,6 +24,7 @@ from mgie_jax.train.checkpoint import steps
 from mgie_jax.train.config import default_config
 from mgie_jax.train.export import export
 from mgie_jax.train.flops import step_flops
+from mgie_jax.train.gather import hand_over
 from mgie_jax.train.grid import held_out_examples, held_out_pairs, make_grid
 from mgie_jax.train.interrupts import Preempted
 from mgie_jax.train.loop import NonFinite, Task, fit
@@ -88,9 +89,10 @@ def _train(config: ml_collections.ConfigDict, workdir: AnyPath) -> AnyPath:
     if config.whiten and not steps(workdir):
         start = whitened(config, start, examples)
     state = fit(stage.task(config, start, examples), config, workdir, mesh)
-    weights = to_host(state.params if state.ema is None else state.ema)
-    if jax.process_index() == 0:
-        export(config, workdir, weights, workdir / "model", overwrite=True)
+    hand_over(
+        state.params if state.ema is None else state.ema,
+        lambda trained: export(config, workdir, trained, workdir / "model", overwrite=True),
+    )
     wait_for_all("model")
     return workdir / "model"
 
