@@ -48,6 +48,12 @@ for run in 64 128 64-2 128-2 128-3 128-4 128-5 128-6; do
   train "configs/default.py:$run" "$work/joint-$run" "$before"
   before=$work/joint-$run/model
 done
-[ -d "$work/model" ] || mgie convert average "$work/joint-128-5/model" "$work/joint-128-6/model" "$work/model"
-mgie curves "$work/curves.png" "$work/vae" "$work/mllm" "$work"/joint-{64,128,64-2,128-2,128-3,128-4,128-5,128-6}
+mean() { # mean OUT RUN RUN
+  [ -d "$1" ] || mgie convert average "$work/joint-$2/model" "$work/joint-$3/model" "$1"
+}
+mean "$work/mean" 128-5 128-6
+train configs/default.py:128-7 "$work/joint-128-7" "$work/mean"
+train configs/default.py:128-8 "$work/joint-128-8" "$work/joint-128-7/model"
+mean "$work/model" 128-7 128-8
+mgie curves "$work/curves.png" "$work/vae" "$work/mllm" "$work"/joint-{64,128,64-2,128-2,128-3,128-4,128-5,128-6,128-7,128-8}
 mgie eval --suite photo-ops --photos "$photos" --model "$work/model" --sheet "$work/sheet.png"

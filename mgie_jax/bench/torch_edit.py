@@ -136,14 +136,19 @@ class Peer:
         return made
 
     def denoise(self, noise: torch.Tensor, photo: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """The loop of diffusers' InstructPix2Pix pipeline."""
+        """The loop of diffusers' InstructPix2Pix pipeline, which has one branch where both scales are 1."""
         sampling, scheduler = self.sizes.sampling, self.scheduler
+        branches = 1 if sampling.guidance_scale == sampling.image_guidance_scale == 1.0 else 3
+        photo, context = photo[: branches * len(noise)], context[: branches * len(noise)]
         scheduler.set_timesteps(sampling.steps, device=self.device)
         x = noise * scheduler.init_noise_sigma
         for t in scheduler.timesteps:
-            shown = torch.cat([scheduler.scale_model_input(torch.cat([x] * 3), t), photo], 1)
-            text, image, uncond = self.unet(shown, t, context, return_dict=False)[0].chunk(3)
-            said = uncond + sampling.guidance_scale * (text - image) + sampling.image_guidance_scale * (image - uncond)
+            shown = torch.cat([scheduler.scale_model_input(torch.cat([x] * branches), t), photo], 1)
+            said = self.unet(shown, t, context, return_dict=False)[0]
+            if branches == 3:
+                text, image, uncond = said.chunk(3)
+                said = uncond + sampling.guidance_scale * (text - image)
+                said = said + sampling.image_guidance_scale * (image - uncond)
             x = scheduler.step(said, t, x, return_dict=False)[0]
         return x
 
