@@ -109,6 +109,7 @@ def test_a_second_time_there_is_nothing_to_do(warmed, model):
         (["--batch", "0"], "--batch 0"),
         (["--steps", str(MAX_STEPS + 1)], f"from 1 to {MAX_STEPS}"),
         (["--sampler", "magic"], "euler_ancestral"),
+        (["--guidance-scale", "-1"], "--guidance-scale -1"),
         (["--mesh", "2"], "--mesh 2"),
         (["--model", "nowhere"], "nowhere"),
     ],
