@@ -38,11 +38,11 @@ def export(
 
     Raises:
         ValueError: the model the run began with is missing or of other sizes, or `path` exists.
-        FileNotFoundError: for an autoencoder's run, `config.photos` is missing.
+        FileNotFoundError: for a whole autoencoder's run, `config.photos` is missing.
     """
     begun = init_dir(config, workdir) if init is None else init
     model = load_config(begun)
-    if config.stage == "vae":
+    if config.stage == "vae" and not config.trainable:  # the latents are new, and nothing reads them yet
         photos = list(load_photos(config.photos, "train").values())[:NORMALISE_ON]
         squares = [_square(photo, model.vae.sample_size) for photo in photos]
         trained = {"vae": normalise_latents(model.vae, jax.tree.map(np.asarray, trained["vae"]), squares)}

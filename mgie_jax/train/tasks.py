@@ -118,8 +118,8 @@ def check_choices(config: ml_collections.ConfigDict) -> None:
             raise ValueError(f"config.{name} is {config[name]!r}; choose one of {', '.join(known)}")
     if config.accumulate < 1:
         raise ValueError(f"config.accumulate is {config.accumulate}; it must be at least 1")
-    if config.stage == "vae" and (config.trainable or config.data):
-        raise ValueError("the autoencoder trains whole, on config.photos; leave config.trainable and config.data empty")
+    if config.stage == "vae" and config.data:
+        raise ValueError("the autoencoder trains on config.photos; leave config.data empty")
 
 
 def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
@@ -168,7 +168,7 @@ def whitened(config: ml_collections.ConfigDict, start: Start, examples: EndlessE
 
 
 def _vae(config: ml_collections.ConfigDict, start: Start, examples: GeneratedExamples) -> Task:
-    return make_vae_task(start.config.vae, examples.pairs.photos, config, start.params["vae"])
+    return make_vae_task(start.config.vae, examples.pairs.photos, config, start.params["vae"], trainable(config))
 
 
 def _mllm(config: ml_collections.ConfigDict, start: Start, examples: EndlessExamples) -> Task:

@@ -1,4 +1,4 @@
-"""Training the autoencoder: L1 + LPIPS + KL, on random crops of photographs."""
+"""Training the autoencoder, whole or its decoder alone: L1 + LPIPS + KL, on random crops of photographs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from mgie_jax.data.pipeline import HostBatch, Rows
 from mgie_jax.models.vae import AutoencoderKL, VAEConfig
 from mgie_jax.train.loop import Task
 from mgie_jax.train.perceptual import load_lpips
+from mgie_jax.train.state import merge_params, split_params
 from mgie_jax.train.step import SplitLoss
 
 
@@ -21,13 +22,17 @@ def make_vae_task(
     vae: VAEConfig,
     photos: Sequence[UInt8[np.ndarray, "h w 3"]],
     config: ml_collections.ConfigDict,
-    params: PyTree | None = None,
+    params: PyTree,
+    trainable: Sequence[str] = ("vae/",),
 ) -> Task:
-    """The task of training `vae` on `photos`; `params` continues from given weights."""
+    """The task of training what `trainable` matches of `vae`, whose parameters are `params`, on `photos`.
+
+    With ("vae/decoder/", "vae/post_quant_conv/") the latents stay what they are, and so does what a UNet makes of them.
+
+    Raises:
+        ValueError: a pattern matches no parameter.
+    """
     model = AutoencoderKL(vae)
-    if params is None:
-        size = config.image_size
-        params = model.init(jax.random.key(config.seed), jnp.zeros((1, size, size, 3)), jax.random.key(0))["params"]
     lpips = load_lpips() if config.lpips_weight else None
 
     def draw(key: Array, batch: UInt8[Array, "b h w 3"]) -> Float[Array, "b h2 w2 c"]:
@@ -37,7 +42,7 @@ def make_vae_task(
     def value(
         trainable: PyTree, frozen: PyTree, batch: UInt8[Array, "b h w 3"], noise: Float[Array, "b h2 w2 c"], count: int
     ) -> tuple[Array, dict]:
-        params, pixels = {"params": trainable["vae"]}, batch.astype(jnp.float32) / 127.5 - 1.0
+        params, pixels = {"params": merge_params(trainable, frozen)["vae"]}, batch.astype(jnp.float32) / 127.5 - 1.0
         posterior = model.apply(params, pixels, method="encode")
         restored = model.apply(params, posterior.sample(noise), method="decode")
 
@@ -54,7 +59,8 @@ def make_vae_task(
 
     loss = SplitLoss(draw, count=len, value=value)
     crops = CropBatches(photos, config.seed, config.batch_size, config.image_size, config.max_zoom, config.color_jitter)
-    return Task({"vae": params}, {}, loss, crops)
+    trained, frozen = split_params({"vae": params}, trainable)
+    return Task(trained, frozen, loss, crops)
 
 
 def normalise_latents(vae: VAEConfig, params: PyTree, photos: Sequence[UInt8[np.ndarray, "h w 3"]]) -> PyTree:
