@@ -228,6 +228,11 @@ def constrain(x: Shaped[Array, "..."], spec: PartitionSpec) -> Shaped[Array, "..
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, fit(spec, x.shape, mesh))
 
 
+def on_one_device() -> bool:
+    """Whether what is being traced is for one device: no mesh is set, or one of a single device."""
+    return jax.sharding.get_abstract_mesh().size <= 1
+
+
 def on_mesh_of(tree: PyTree) -> AbstractContextManager:
     """`jax.set_mesh` of the mesh that the first array of `tree` lies on; nothing where that is on one device.
 

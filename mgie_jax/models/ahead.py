@@ -13,7 +13,8 @@ from flax import linen as nn
 from flax.typing import Dtype
 from jaxtyping import Array, Float, PyTree, Real
 
-from mgie_jax.models.blocks import TIME, conv3x3
+from mgie_jax.models.blocks import TIME
+from mgie_jax.models.convolution import conv3x3
 from mgie_jax.models.unet import AHEAD, PHOTO, TimestepEmbedding, UNetConfig, timestep_embedding
 from mgie_jax.types import HostOrDevice
 

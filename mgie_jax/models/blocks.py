@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from mgie_jax.models.convolution import conv, conv3x3
 from mgie_jax.sharding import BATCH, constrain
 
 Dtype = Any
@@ -75,7 +76,7 @@ class ResnetBlock2D(nn.Module):
         h = nn.silu(GroupNorm(self.groups, self.eps, self.dtype, name="norm2")(h))
         h = conv3x3(self.out_channels, self.dtype, name="conv2")(h)
         if x.shape[-1] != self.out_channels:
-            x = nn.Conv(self.out_channels, (1, 1), dtype=self.dtype, name="conv_shortcut")(x)
+            x = conv(self.out_channels, 1, self.dtype, name="conv_shortcut")(x)
         return constrain(x.astype(self.dtype) + h, BATCH)
 
 
@@ -93,8 +94,7 @@ class Downsample2D(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c_out"]:
         padding = ((self.padding, 1),) * 2
-        x = nn.Conv(self.channels, (3, 3), strides=2, padding=padding, dtype=self.dtype, name="conv")(x)
-        return constrain(x, BATCH)
+        return constrain(conv(self.channels, 3, self.dtype, 2, padding, name="conv")(x), BATCH)
 
 
 class Upsample2D(nn.Module):
@@ -116,8 +116,3 @@ class Upsample2D(nn.Module):
         if size is not None:
             x = x[:, : size[0], : size[1]]
         return constrain(conv3x3(self.channels, self.dtype, name="conv")(x), BATCH)
-
-
-def conv3x3(channels: int, dtype: Dtype, name: str | None = None) -> nn.Conv:
-    """A 3x3 conv that keeps height and width; with a `name`, to be called inside a compact `__call__`."""
-    return nn.Conv(channels, (3, 3), padding=1, dtype=dtype, name=name)

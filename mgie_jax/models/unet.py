@@ -9,9 +9,10 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Real
 
 from mgie_jax.models.attention import dot_product_attention
-from mgie_jax.models.blocks import Downsample2D, GroupNorm, ResnetBlock2D, Upsample2D, conv3x3
+from mgie_jax.models.blocks import Downsample2D, GroupNorm, ResnetBlock2D, Upsample2D
 from mgie_jax.models.common import remat
-from mgie_jax.sharding import BATCH, constrain
+from mgie_jax.models.convolution import conv, conv3x3
+from mgie_jax.sharding import BATCH, constrain, on_one_device
 
 Dtype = Any
 
@@ -108,9 +109,9 @@ class Attention(nn.Module):
 class GEGLU(nn.Module):
     """x W + b, of which one half is let through by the exact GELU of the other (arXiv 2002.05202), to `width`.
 
-    The kernel holds both halves side by side, as PyTorch's does. They are cut apart before the product, so that over
-    `tensor` each device has the same columns of both. (Reshaped to (channels, 2, width) it would be laid out anew on a
-    TPU, and its gradient again.)
+    The kernel holds both halves side by side, as PyTorch's does. On a mesh they are cut apart before the product, so
+    that over `tensor` each device has the same columns of both. (Reshaped to (channels, 2, width) it would be laid out
+    anew on a TPU, and its gradient again.) One device need not copy them to do so: it cuts the product.
     """
 
     width: int
@@ -121,6 +122,10 @@ class GEGLU(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], 2 * self.width))
         bias = self.param("bias", nn.initializers.zeros_init(), (2 * self.width,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+
+        if on_one_device():
+            hidden, gate = jnp.split(x @ kernel + bias, 2, axis=-1)
+            return hidden * nn.gelu(gate, approximate=False)
 
         def half(kernel, bias):
             return x @ constrain(kernel, PartitionSpec("fsdp", "tensor")) + bias
@@ -170,9 +175,9 @@ class Transformer2DModel(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], context: Float[Array, "b q d"] | None) -> Float[Array, "b h w c"]:
         b, h, w, c = x.shape
         y = GroupNorm(self.groups, 1e-6, self.dtype, name="norm")(x)
-        y = nn.Conv(c, (1, 1), dtype=self.dtype, name="proj_in")(y).reshape(b, h * w, c)
+        y = conv(c, 1, self.dtype, name="proj_in")(y).reshape(b, h * w, c)
         y = BasicTransformerBlock(self.heads, self.dtype, name="transformer_blocks.0")(y, context)
-        return constrain(x + nn.Conv(c, (1, 1), dtype=self.dtype, name="proj_out")(y.reshape(b, h, w, c)), BATCH)
+        return constrain(x + conv(c, 1, self.dtype, name="proj_out")(y.reshape(b, h, w, c)), BATCH)
 
 
 class _Level(nn.Module):
