@@ -226,7 +226,9 @@ def _blocked_backward(scale: float, kept: tuple, g: Queries) -> tuple[Queries, K
         scaled, along = q * jnp.asarray(scale, q.dtype), (g * y).astype(jnp.float32).sum(-1)
         weights = jnp.exp(_product("kd,qd->kq", k, scaled) - normalizer[:, 0])
         of_logits = (weights * (_product("kd,qd->kq", v, g) - along)).astype(q.dtype)
-        of_q = _product("kd,kq->dq", k, of_logits).T * scale
+        of_q = (
+            jax.lax.optimization_barrier(_product("kd,kq->dq", k, of_logits)).T * scale
+        )  # or XLA transposes it after all
         of_k = _product("kq,qd->kd", of_logits, scaled)
         of_v = _product("kq,qd->kd", weights.astype(g.dtype), g)
         return of_q.astype(q.dtype), of_k.astype(k.dtype), of_v.astype(v.dtype)
