@@ -1,8 +1,9 @@
-"""The bundled model's joint training of MLLM, edit head and UNet, L_ins + 0.5 L_edit: ten runs, one from the other.
+"""The bundled model's joint training of MLLM, edit head and UNet, L_ins + 0.5 L_edit: eleven runs, one from the other.
 
 mgie train --config configs/default.py:64 --workdir out/64 --config.init=out/mllm/model --config.photos=photos
 mgie train --config configs/default.py:128 --workdir out/128 --config.init=out/64/model --config.photos=photos
-... and so with 64-2, 128-2, 128-3, 128-4, 128-5, 128-6 and, from the mean of the last two, 128-7 and 128-8.
+... and so with 64-2, 128-2, 128-3, 128-4, 128-5, 128-6, from the mean of the last two with 128-7 and 128-8 and, from
+the mean of these with a better decoder (configs/default_vae.py:decoder), 128-9: see launch/default_model.sh.
 """
 
 import ml_collections
@@ -39,6 +40,10 @@ EVEN_WEIGHTS = REST_WEIGHTS | {
 LAST_TWO_WEIGHTS = EVEN_WEIGHTS | {"saturate": 7.5, "pixelate": 7.0, "posterize": 3.5}
 # ... and after nine, one.
 LAST_ONE_WEIGHTS = EVEN_WEIGHTS | {"saturate": 12.0, "mute": 3.5, "blur": 3.5, "black_and_white": 3.5}
+# ... and after ten, with nothing short of half the distance.
+CALM_WEIGHTS = EVEN_WEIGHTS | {
+    "saturate": 7.0, "mute": 4.0, "sharpen": 3.0, "invert": 3.5, "blur": 3.5, "black_and_white": 3.5, "night": 1.5,
+}  # fmt: skip
 
 # Shares of global, photo-dependent and local edits; learning rates of MLLM and the rest.
 RUNS = {
@@ -55,10 +60,11 @@ RUNS = {
     "128-7": dict(seed=37, steps=500, mix=(0.86, 0.13, 0.01), rates=(3e-4, 5e-4), timestep_power=1.3),
     # Two steps of denoising, of which the first decides, had turned out best.
     "128-8": dict(seed=38, steps=170, mix=(0.88, 0.12, 0.0), rates=(2e-4, 4e-4), timestep_power=2.5),
+    "128-9": dict(seed=39, steps=420, mix=(0.86, 0.13, 0.01), rates=(2e-4, 5e-4), timestep_power=2.5),
 }
 BY_KIND = {
     "128-3": LAST_WEIGHTS, "128-4": REST_WEIGHTS, "128-5": FINAL_WEIGHTS, "128-6": EVEN_WEIGHTS,
-    "128-7": LAST_TWO_WEIGHTS, "128-8": LAST_ONE_WEIGHTS,
+    "128-7": LAST_TWO_WEIGHTS, "128-8": LAST_ONE_WEIGHTS, "128-9": CALM_WEIGHTS,
 }  # fmt: skip
 
 

@@ -54,6 +54,10 @@ mean() { # mean OUT RUN RUN
 mean "$work/mean" 128-5 128-6
 train configs/default.py:128-7 "$work/joint-128-7" "$work/mean"
 train configs/default.py:128-8 "$work/joint-128-8" "$work/joint-128-7/model"
-mean "$work/model" 128-7 128-8
-mgie curves "$work/curves.png" "$work/vae" "$work/mllm" "$work"/joint-{64,128,64-2,128-2,128-3,128-4,128-5,128-6,128-7,128-8}
+mean "$work/mean-2" 128-7 128-8
+train configs/default_vae.py:decoder "$work/decoder" "$work/mean-2"
+train configs/default.py:128-9 "$work/joint-128-9" "$work/decoder/model"
+[ -d "$work/model" ] || mgie convert average "$work/decoder/model" "$work/joint-128-9/model" "$work/model"
+mgie curves "$work/curves.png" "$work/vae" "$work/mllm" "$work"/joint-{64,128,64-2,128-2,128-3,128-4,128-5,128-6,128-7,128-8} \
+  "$work/decoder" "$work/joint-128-9"
 mgie eval --suite photo-ops --photos "$photos" --model "$work/model" --sheet "$work/sheet.png"

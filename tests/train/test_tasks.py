@@ -25,7 +25,7 @@ from mgie_jax.weights.files import load_model_dir
 ROOT = Path(mgie_jax.__file__).parents[1]
 FILES = ["default_vae.py", "default_vae.py:decoder", "default_mllm.py", "default.py:64", "default.py:128",
          "default.py:64-2", "default.py:128-2", "default.py:128-3", "default.py:128-4", "default.py:128-5",
-         "default.py:128-6", "mgie_7b.py", "mgie_7b.py:released", "test.py:vae", "test.py:mllm",
+         "default.py:128-6", "default.py:128-9", "mgie_7b.py", "mgie_7b.py:released", "test.py:vae", "test.py:mllm",
          "test.py:joint"]  # fmt: skip
 JOINT = ("mllm", "edit_head", "unet", "vae")
 
