@@ -40,8 +40,9 @@ from mgie_jax.models.presets import mgie_7b
 from mgie_jax.sharding import make_mesh
 from mgie_jax.text.prompt import PromptTokenizer
 from mgie_jax.train.batches import EditPairBatches
+from mgie_jax.train.optimizer import make_optimizer
 from mgie_jax.train.start import load_start
-from mgie_jax.train.state import init_state, make_optimizer
+from mgie_jax.train.state import init_state
 from mgie_jax.train.step import make_step
 from mgie_jax.train.tasks import STAGES, trainable
 

@@ -14,8 +14,9 @@ from mgie_jax.models.mgie import MGIE, NUM_IMG_TOKENS
 from mgie_jax.sharding import make_mesh, state_shardings
 from mgie_jax.train import tasks
 from mgie_jax.train.loss import EditPairBatch, make_draws
+from mgie_jax.train.optimizer import make_optimizer, schedules
 from mgie_jax.train.start import param_dtype
-from mgie_jax.train.state import init_state, make_optimizer, schedules, split_params
+from mgie_jax.train.state import init_state, split_params
 from mgie_jax.train.step import make_step
 from mgie_jax.weights.rules import iter_torch
 

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from mgie_jax.sharding import on_one_device
 
 LONG_ENOUGH = 2**14  # pixels of a row, times output channels: measured on two cores, of 32 to 192 channels
+FEWEST = 16  # channels; a photo's three are quicker padded to four
 WORTH_IT = 2**25  # FLOPs; below, copies cost more than threads save
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -66,7 +67,7 @@ def strips(shape: tuple[int, int, int, int], channels: int, out: int) -> int:
     """
     b, h, w = shape[:3]
     shared = out >= 256 or (out >= 128 and channels >= 80)
-    if shared or out < 16 or 18 * b * h * w * channels * out < WORTH_IT or not on_one_device():
+    if shared or min(channels, out) < FEWEST or 18 * b * h * w * channels * out < WORTH_IT or not on_one_device():
         return 0
     for count in (1, 2, 4, 8):
         if h % count == 0 and h // count >= 4 and count * b * w * out >= LONG_ENOUGH:

@@ -27,8 +27,9 @@ from mgie_jax.sharding import BATCH, batch_sharding, fit, param_shardings, state
 from mgie_jax.text.widths import planned_width
 from mgie_jax.train import tasks
 from mgie_jax.train.loss import EditPairBatch, TextBatch
+from mgie_jax.train.optimizer import make_optimizer
 from mgie_jax.train.start import model_config, param_dtype
-from mgie_jax.train.state import init_state, make_optimizer, split_params
+from mgie_jax.train.state import init_state, split_params
 from mgie_jax.train.step import make_step
 
 WORDS = 64  # tokens of a prompt beside the photo's

@@ -34,7 +34,8 @@ from mgie_jax.sharding import param_shardings, state_shardings
 from mgie_jax.train.checkpoint import Checkpoints
 from mgie_jax.train.interrupts import Interrupts
 from mgie_jax.train.log import Log
-from mgie_jax.train.state import TrainState, init_state, make_optimizer, merge_params, schedules, updates_applied
+from mgie_jax.train.optimizer import make_optimizer, schedules, updates_applied
+from mgie_jax.train.state import TrainState, init_state, merge_params
 from mgie_jax.train.step import Loss, make_step
 from mgie_jax.weights.atomic import write_text
 

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 from flax import struct
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 
 @struct.dataclass
@@ -50,37 +49,6 @@ def split_params(params: dict, trainable: Sequence[str]) -> tuple[dict, dict]:
 def merge_params(a: dict, b: dict) -> dict:
     """The one tree of which `split_params` made two."""
     return unflatten_dict({**flatten_dict(a), **flatten_dict(b)})
-
-
-def schedules(config: ml_collections.ConfigDict) -> dict[str, optax.Schedule]:
-    """The learning rate of each side, as a function of the updates done: linear warm-up, then cosine decay.
-
-    `config.learning_rate` maps a top-level parameter name to its peak rate; "default" serves the rest
-    (paper, section 4.1: 5e-4 for the MLLM side, 1e-4 for the diffusion side).
-    """
-    warmup = max(1, int(config.warmup * config.steps))
-    return {
-        name: optax.warmup_cosine_decay_schedule(0.0, peak, warmup, config.steps, peak * config.final_lr_fraction)
-        for name, peak in config.learning_rate.items()
-    }
-
-
-def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """AdamW with the learning rates of `schedules` (paper, section 4.1; weight decay 0) on clipped gradients."""
-    rates = schedules(config)
-
-    def labels(params: dict) -> dict:
-        return {
-            name: jax.tree.map(lambda _, n=name: n if n in rates else "default", tree) for name, tree in params.items()
-        }
-
-    sides = {name: optax.adamw(rate, b2=config.b2, weight_decay=config.weight_decay) for name, rate in rates.items()}
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.multi_transform(sides, labels))
-
-
-def updates_applied(opt_state: PyTree) -> Array:
-    """How many updates `make_optimizer`'s schedules have seen, given its state: those that were finite."""
-    return optax.tree.get_all_with_path(opt_state, "count")[0][1]
 
 
 def init_state(params: dict, optimizer: optax.GradientTransformation, ema: bool) -> TrainState:

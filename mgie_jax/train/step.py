@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec, use_abstract_mesh
 from jaxtyping import Array, Key, PyTree, Shaped
 
 from mgie_jax.sharding import BATCH, constrain
+from mgie_jax.train.optimizer import choose, in_place
 from mgie_jax.train.state import TrainState
 
 Loss = Callable[[PyTree, PyTree, PyTree, Array], tuple[Array, dict[str, Array]]]
@@ -39,7 +40,7 @@ class SplitLoss:
 
 def make_step(
     loss: Loss,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     ema_decay: float,
     *,
     accumulate: int = 1,
@@ -53,6 +54,7 @@ def make_step(
     Metrics are the loss's own, "grad_norm" before any clipping, "grad_norm/NAME" of each top-level tree, and "finite".
 
     Args:
+        optimizer: one that can be held (`optimizer.hold`).
         accumulate: in how many parts, one after the other, the gradient of a batch is computed; all that changes is
             the memory it takes. The parts must divide the batch, and `loss` must be a `SplitLoss`.
         shardings: where the state lies, a `TrainState` of NamedShardings (`sharding.state_shardings`) on one mesh, as
@@ -88,19 +90,19 @@ def make_step(
         key = jax.random.fold_in(key, state.step)
         with nullcontext() if mesh is None else use_abstract_mesh(mesh.abstract_mesh):
             (value, metrics), grads = gradients(state.params, frozen, batch, key)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        norms = {f"grad_norm/{name}": optax.tree.norm(tree) for name, tree in grads.items()}
+        norm = jnp.sqrt(sum(jnp.square(part) for part in norms.values()))
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, finite=finite)
+        params = choose(finite, optax.apply_updates(state.params, updates), state.params)
         ema = None
         if state.ema is not None:
             # A young average forgets its random start: decay rises from 0.1 to `ema_decay`.
             decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-            ema = optax.incremental_update(params, state.ema, 1.0 - decay)
-        norms = {f"grad_norm/{name}": optax.tree.norm(tree) for name, tree in grads.items()}
-        norm = jnp.sqrt(sum(jnp.square(part) for part in norms.values()))
-        finite = jnp.isfinite(value) & jnp.isfinite(norm)
-        new, old = (params, opt_state, ema), (state.params, state.opt_state, state.ema)
-        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
-        return TrainState(state.step + 1, *kept), {**metrics, "grad_norm": norm, **norms, "finite": finite}
+            params = in_place(params)
+            ema = choose(finite, optax.incremental_update(params, state.ema, 1.0 - decay), state.ema)
+        new = TrainState(state.step + 1, params, opt_state, ema)
+        return new, {**metrics, "grad_norm": norm, **norms, "finite": finite}
 
     if mesh is None:
         return jax.jit(step, donate_argnums=0)

@@ -31,6 +31,7 @@ from mgie_jax.models.presets import MGIEConfig
 from mgie_jax.sharding import batch_sharding, init_sharded, make_mesh, param_sharding, param_shardings, state_shardings
 from mgie_jax.text.prompt import IGNORE
 from mgie_jax.train.loss import EditPairBatch, TextBatch, make_instruction_loss, make_joint_loss
+from mgie_jax.train.optimizer import hold
 from mgie_jax.train.state import init_state, split_params
 from mgie_jax.train.step import make_step
 from mgie_jax.weights.files import load_model_dir
@@ -43,7 +44,7 @@ TRAINED = {
 }
 # A key's bias moves no attention weight: its gradient is rounding, of which AdamW with its usual epsilon makes steps of
 # full length, in directions that no two programs share.
-OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(5e-4, eps=1e-5, weight_decay=0.0))
+OPTIMIZER = hold(optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(5e-4, eps=1e-5, weight_decay=0.0)))
 
 # XLA:CPU has one pool of threads for all devices, by default as many as there are devices, and a collective blocks a
 # thread until all have come: some more threads, and a schedule that starts fewer collectives at a time, keep programs

@@ -12,7 +12,8 @@ import pytest
 
 from mgie_jax.train import checkpoint
 from mgie_jax.train.checkpoint import Checkpoints
-from mgie_jax.train.state import init_state, make_optimizer
+from mgie_jax.train.optimizer import make_optimizer
+from mgie_jax.train.state import init_state
 
 # As the loop makes it: one optimizer for each side, that sees nothing of the other's parameters.
 OPTIMIZER = make_optimizer(ml_collections.ConfigDict({

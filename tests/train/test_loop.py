@@ -21,7 +21,7 @@ from mgie_jax.train.config import default_config
 from mgie_jax.train.interrupts import Preempted
 from mgie_jax.train.log import Log
 from mgie_jax.train.loop import AHEAD, NonFinite, Task, fit
-from mgie_jax.train.state import schedules
+from mgie_jax.train.optimizer import schedules
 
 STEPS = 12
 ROOT = Path(mgie_jax.__file__).parents[1]

@@ -6,7 +6,8 @@ import ml_collections
 import numpy as np
 import pytest
 
-from mgie_jax.train.state import init_state, make_optimizer, merge_params, split_params
+from mgie_jax.train.optimizer import make_optimizer
+from mgie_jax.train.state import init_state, merge_params, split_params
 from mgie_jax.train.step import make_step
 
 PARAMS = {"mllm": {"model": {"w": np.ones(2), "v": np.zeros(3)}}, "unet": {"conv": {"kernel": np.ones(4)}}}
@@ -35,8 +36,10 @@ def test_each_side_has_its_learning_rate():
     params = jax.tree.map(jnp.asarray, PARAMS)
     state = optimizer.init(params)
     grads = jax.tree.map(jnp.ones_like, params)
-    _, state = optimizer.update(grads, state, params)  # the first step of the warm-up has rate 0
-    updates, _ = optimizer.update(grads, state, params)
+    _, state = optimizer.update(
+        grads, state, params, finite=jnp.array(True)
+    )  # the first step of the warm-up has rate 0
+    updates, _ = optimizer.update(grads, state, params, finite=jnp.array(True))
     assert np.allclose(updates["mllm"]["model"]["w"], -1e-1, rtol=1e-2)
     assert np.allclose(updates["unet"]["conv"]["kernel"], -1e-2, rtol=1e-2)
 

@@ -11,7 +11,8 @@ from mgie_jax.models.vae import AutoencoderKL
 from mgie_jax.train.config import default_config
 from mgie_jax.train.export import export
 from mgie_jax.train.loop import Task
-from mgie_jax.train.state import init_state, make_optimizer, merge_params, split_params
+from mgie_jax.train.optimizer import make_optimizer
+from mgie_jax.train.state import init_state, merge_params, split_params
 from mgie_jax.train.step import make_step
 from mgie_jax.train.vae import make_vae_task, normalise_latents
 from mgie_jax.weights.files import load_model_dir
