@@ -45,6 +45,7 @@ DEV = [
     *GCS,
     *INT8,
     "pytest",
+    "pytest-xdist",
     "safetensors",
     "beartype",
     "ruff",
