@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec, use_abstract_mesh
 from jaxtyping import Array, Key, PyTree, Shaped
 
 from mgie_jax.sharding import BATCH, constrain
-from mgie_jax.train.optimizer import choose, in_place
+from mgie_jax.train.optimizer import choose
 from mgie_jax.train.state import TrainState
 
 Loss = Callable[[PyTree, PyTree, PyTree, Array], tuple[Array, dict[str, Array]]]
@@ -99,7 +99,6 @@ def make_step(
         if state.ema is not None:
             # A young average forgets its random start: decay rises from 0.1 to `ema_decay`.
             decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-            params = in_place(params)
             ema = choose(finite, optax.incremental_update(params, state.ema, 1.0 - decay), state.ema)
         new = TrainState(state.step + 1, params, opt_state, ema)
         return new, {**metrics, "grad_norm": norm, **norms, "finite": finite}

@@ -36,10 +36,9 @@ def test_each_side_has_its_learning_rate():
     params = jax.tree.map(jnp.asarray, PARAMS)
     state = optimizer.init(params)
     grads = jax.tree.map(jnp.ones_like, params)
-    _, state = optimizer.update(
-        grads, state, params, finite=jnp.array(True)
-    )  # the first step of the warm-up has rate 0
-    updates, _ = optimizer.update(grads, state, params, finite=jnp.array(True))
+    finite = jnp.array(True)
+    _, state = optimizer.update(grads, state, params, finite=finite)  # the first step of the warm-up has rate 0
+    updates, _ = optimizer.update(grads, state, params, finite=finite)
     assert np.allclose(updates["mllm"]["model"]["w"], -1e-1, rtol=1e-2)
     assert np.allclose(updates["unet"]["conv"]["kernel"], -1e-2, rtol=1e-2)
 
