@@ -163,8 +163,8 @@ def test_killed_and_repeated_it_ends_as_if_it_had_not_been(photos, undisturbed, 
     assert contents(out) == undisturbed
 
 
-def kill_at_random_moments(photos, out, kills, whole):
-    """Start the same run again and again, each killed at a moment of its own, until one ends; how many were killed."""
+def assert_whole_though_killed(photos, out, kills, whole):
+    """The same run, started again and again and killed at random moments, ends with what it was to make."""
     killed, random_ = 0, random.Random(0)
     while True:
         child = FORKS.Process(target=run, args=(photos, out, 0.02))
@@ -183,7 +183,7 @@ def kill_at_random_moments(photos, out, kills, whole):
 
 
 def test_killed_at_random_moments(photos, undisturbed, tmp_path):
-    kill_at_random_moments(photos, tmp_path / "out", 4, undisturbed)
+    assert_whole_though_killed(photos, tmp_path / "out", 4, undisturbed)
 
 
 def test_processes_share_the_jobs(photos, undisturbed, tmp_path):

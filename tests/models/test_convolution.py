@@ -22,7 +22,7 @@ def arrays(*shapes):
     return [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
 
 
-def close(ours, theirs):
+def assert_close(ours, theirs):
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=2e-6 * float(jnp.abs(other).max()))
 
@@ -31,8 +31,8 @@ def close(ours, theirs):
 @pytest.mark.parametrize("shape, out", [((1, 8, 7, 5), 6), ((3, 16, 4, 8), 4), ((2, 4, 1, 3), 9)])
 def test_strips_side_by_side(count, shape, out):
     x, kernel, g = arrays(shape, (3, 3, shape[-1], out), (*shape[:3], out))
-    close(side_by_side(x, kernel, count), plain(x, kernel))
-    close(kernel_gradient(x, g), jax.vjp(lambda k: plain(x, k), kernel)[1](g)[0])
+    assert_close(side_by_side(x, kernel, count), plain(x, kernel))
+    assert_close(kernel_gradient(x, g), jax.vjp(lambda k: plain(x, k), kernel)[1](g)[0])
 
 
 @pytest.mark.parametrize(
@@ -58,9 +58,9 @@ def test_a_layer_is_jaxs_convolution(shape, out, window, strides, padding):
     def theirs(x, kernel):
         return plain(x, kernel, strides, padding) + bias
 
-    close(ours(x, kernel), theirs(x, kernel))
+    assert_close(ours(x, kernel), theirs(x, kernel))
     gradients = (jax.jit(jax.grad(lambda *io, f=f: jnp.square(f(*io)).mean(), argnums=(0, 1))) for f in (ours, theirs))
-    close(*(gradient(x, kernel) for gradient in gradients))
+    assert_close(*(gradient(x, kernel) for gradient in gradients))
 
 
 def lowered(platform, x, kernel):
@@ -72,6 +72,7 @@ def lowered(platform, x, kernel):
 def test_only_a_cpu_and_one_device_lays_rows_side_by_side():
     x, kernel = arrays((2, 32, 32, 64), (3, 3, 64, 64))
     assert strips(x.shape, 64, 64) == 4 and "rhs_dilate = [1, 8]" in lowered("cpu", x, kernel)
+    assert strips((64, 64, 64, 3), 3, 32) == strips((64, 64, 64, 32), 32, 3) == 0  # a photo, and its gradient
     for platform in ("tpu", "cuda"):
         text = lowered(platform, x, kernel)
         assert "rhs_dilate = [1, 1]" in text and "rhs_dilate = [1, 8]" not in text
@@ -98,4 +99,4 @@ def test_geglu_is_the_same_cut_before_and_after():
         assert "slice" not in str(jax.make_jaxpr(layer.apply)(params, x)).split("dot_general")[-1]
     kernel, bias = params["params"]["kernel"], params["params"]["bias"]
     hidden, gate = jnp.split(x @ kernel + bias, 2, -1)
-    close(whole, hidden * jax.nn.gelu(gate, approximate=False))
+    assert_close(whole, hidden * jax.nn.gelu(gate, approximate=False))

@@ -48,8 +48,7 @@ def test_memory_is_what_it_was(planned):
     assert [program["name"] for program in plan["programs"]] == [known["name"] for known in golden]
     for program, known in zip(plan["programs"], golden, strict=True):
         for part, size in known["memory"].items():
-            close = 0.1 if part == "code" else 0.02  # instructions are no fact of the sharding
-            assert program["memory"][part] == pytest.approx(size, rel=close, abs=512), (program["name"], part)
+            assert program["memory"][part] == pytest.approx(size, rel=0.02, abs=512), (program["name"], part)
 
 
 def test_a_whole_report(planned):

@@ -16,7 +16,7 @@ from PIL import Image
 import mgie_jax
 from mgie_jax.batch import store
 from tests.batch.painting import picture
-from tests.batch.test_batch_run import kill_at_random_moments, photos, undisturbed  # noqa: F401
+from tests.batch.test_batch_run import assert_whole_though_killed, photos, undisturbed  # noqa: F401
 
 pytestmark = pytest.mark.slow
 
@@ -101,7 +101,7 @@ def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(place, tiny_mode
 
 
 def test_killed_without_a_model_at_many_more_moments(photos, undisturbed, tmp_path):  # noqa: F811
-    kill_at_random_moments(photos, tmp_path / "out", 60, undisturbed)
+    assert_whole_though_killed(photos, tmp_path / "out", 60, undisturbed)
 
 
 @pytest.mark.parametrize("mesh", [(), ("--mesh=2,1,2",)])
