@@ -20,9 +20,10 @@ edit: .venv/.installed  ## edit a photo: PHOTO=..., INSTRUCTION=..., OUT=...
 	@mkdir -p "$$(dirname "$$OUT")"
 	@.venv/bin/mgie edit -o "$$OUT" --compare -- "$$PHOTO" "$$INSTRUCTION"
 
-# Two processes: most tests compile, which takes one core. A file's tests share what its fixtures made.
+# Two processes: most tests compile, which takes one core. A file's tests share what its fixtures made; files go in
+# their order, for the reordering of xdist leaves long ones of few tests to the end, for one process.
 test: .venv/.installed-dev  ## install the development tools, run the tests
-	.venv/bin/python -m pytest -n 2 --dist loadfile
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/.installed-dev  ## the tests that take minutes: killed runs, many processes and devices
 	.venv/bin/python -m pytest -m 'slow and not parity' tests/slow

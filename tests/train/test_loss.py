@@ -37,12 +37,17 @@ def batch(tokenizer):
 
 @pytest.fixture(scope="module")
 def graded(tiny_params, tokenizer, batch):
-    """(loss, metrics), gradients and the trees of one joint step."""
+    """A function to (loss, metrics) and gradients, and what it takes before the key; `weight` times L_ins is added."""
     params = {name: tree for name, tree in tiny_params.items() if name != "emb"}
     trained, frozen = split_params(jax.tree.map(jnp.asarray, params), TRAINED)
-    loss = make_joint_loss(MGIE(CONFIG), tokenizer.img_ids[0])
+    joint = make_joint_loss(MGIE(CONFIG), tokenizer.img_ids[0])
+
+    def loss(trained, frozen, batch, key, weight):
+        value, metrics = joint(trained, frozen, batch, key)
+        return value + weight * metrics["L_ins"], metrics
+
     step = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    return step, trained, frozen, batch
+    return lambda *args, weight=0.0: step(*args, weight), trained, frozen, batch
 
 
 def test_instruction_loss_by_hand():
@@ -81,10 +86,9 @@ def test_every_trained_tensor_gets_a_gradient(graded):
 
 def test_edit_loss_reaches_the_word_embedding_of_the_visual_tokens(graded, tokenizer):
     """The UNet's error travels through the edit head into EMB: the training is joint, not side by side."""
-    _, trained, frozen, batch = graded
-    model, img0 = MGIE(CONFIG), tokenizer.img_ids[0]
-    only_edit = lambda t: make_joint_loss(model, img0)(t, frozen, batch, jax.random.key(0))[1]["L_edit"]  # noqa: E731
-    grads = jax.jit(jax.grad(only_edit))(trained)
+    step, trained, frozen, batch = graded
+    _, grads = step(trained, frozen, batch, jax.random.key(0), weight=-1.0)  # 0.5 L_edit is left
+    img0 = tokenizer.img_ids[0]
     rows = grads["mllm"]["model"]["embed_tokens"]["embedding"][img0 : img0 + 8]
     assert (np.abs(rows).max(-1) > 0).all()
     assert np.abs(grads["mllm"]["lm_head"]["kernel"]).max() == 0
